@@ -1,0 +1,141 @@
+"""The error tree. Every error carries a stable `code`; nobody matches on message text.
+
+HTTP status is the server's business (`server/problem.py`); across a process border an error travels as
+`{code, message, retryable}` (`wire.Error`), never as a pickled exception.
+"""
+
+from typing import ClassVar
+
+EXIT_BAD_CONFIG = 78  # sysexits.h EX_CONFIG: the supervisor never restarts a child that ends with it
+
+
+class SidecarError(Exception):
+    """Base of all errors of ours.
+
+    Attributes:
+        code: stable identifier, snake_case, part of the public contract.
+        message: one line that names the thing and, where there is one, the cure.
+        retryable: whether the same request may succeed when sent again unchanged.
+        retry_after_s: seconds after which a retry makes sense, or None.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class ConfigError(SidecarError):
+    """A setting or command line cannot be obeyed."""
+
+    code = "config_invalid"
+
+
+class InputError(SidecarError):
+    """The request's content cannot be processed; sending it again will not help."""
+
+    code = "invalid_input"
+
+
+class PoisonInputError(InputError):
+    """This very input has crashed its runner repeatedly and is refused without being tried."""
+
+    code = "poison_input"
+
+
+class BodyTooLargeError(SidecarError):
+    """The request body is over the route's limit."""
+
+    code = "body_too_large"
+
+
+class UnauthorizedError(SidecarError):
+    """The token is missing or wrong."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(SidecarError):
+    """Host or Origin is not on the allow-list."""
+
+    code = "forbidden"
+
+
+class ModelNotFoundError(SidecarError):
+    """No catalogue entry has this id."""
+
+    code = "model_not_found"
+
+
+class ModelUnavailableError(SidecarError):
+    """The model is known but cannot answer now; the message says why and what to do."""
+
+    code = "model_unavailable"
+
+
+class ModelLoadError(ModelUnavailableError):
+    """The runner could not load the model."""
+
+    code = "model_load_failed"
+
+
+class OverloadedError(SidecarError):
+    """The model's queue is full; `retry_after_s` is computed from queue length and service time."""
+
+    code = "overloaded"
+    retryable = True
+
+
+class RunnerCrashedError(SidecarError):
+    """The runner died while this request was with it, and so did its retry."""
+
+    code = "runner_crashed"
+    retryable = True
+
+
+class RunnerTimeoutError(SidecarError):
+    """The runner gave no sign of life in time and was ended."""
+
+    code = "runner_timeout"
+    retryable = True
+
+
+class OutOfMemoryError(SidecarError):
+    """The runner passed its memory limit and was ended, or an allocation in it failed."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
+class InferenceError(SidecarError):
+    """The model raised on this input."""
+
+    code = "inference_failed"
+
+
+class ShuttingDownError(SidecarError):
+    """The server is stopping and takes no new work."""
+
+    code = "shutting_down"
+    retryable = True
+
+
+class WireError(SidecarError):
+    """A peer sent bytes that are not the wire protocol."""
+
+    code = "wire_protocol"
+
+
+def _tree(root: type[SidecarError]) -> list[type[SidecarError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+BY_CODE: dict[str, type[SidecarError]] = {cls.code: cls for cls in _tree(SidecarError)}
+
+
+def from_wire(code: str, message: str) -> SidecarError:
+    """Rebuild the error that a runner reported; an unknown code becomes InferenceError."""
+    return BY_CODE.get(code, InferenceError)(message)

@@ -1,0 +1,44 @@
+"""What a process of ours arranges with a POSIX system. Same interface as process_windows."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_NICE = 5
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill us when our parent dies: a bonus to stdin EOF, for a process that hangs holding the GIL.
+
+    Linux only, and tied to the *thread* that spawned us, which in supervisor and server is the main one.
+    """
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def yield_to_host() -> None:
+    """Lower CPU priority than the host app, and the first to go when the machine runs out of memory."""
+    os.nice(_NICE)
+    if sys.platform == "linux":
+        try:
+            Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
+        except OSError:
+            print("oom_score_adj cannot be set here", file=sys.stderr)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and cgroup quota, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+    return cores

@@ -1,0 +1,250 @@
+"""Settings: every one declared once, with default, unit, meaning and environment name.
+
+This module is the only reader of `os.environ`. The README's table is generated from `Settings` (`settings_table`).
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sidecar.errors import ConfigError
+
+APP_NAME = "ml-sidecar"
+INSTANCE = "sidecar"
+ROOT = Path(__file__).resolve().parent.parent
+
+DESKTOP_ORIGINS = ("tauri://localhost", "http://tauri.localhost", "https://tauri.localhost")
+
+Numbers = Annotated[tuple[float, ...], NoDecode]
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+def _env(*names: str, default: Any, text: str, **limits: Any) -> Any:
+    return Field(default, validation_alias=AliasChoices(*names), description=text, **limits)
+
+
+class Settings(BaseSettings):
+    """All settings, frozen once read. Command-line flags arrive as overrides of `load`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    home: Path | None = _env(
+        "SIDECAR_HOME", default=None, text="Folder that holds everything (environments, weights, logs, run files)"
+    )
+    host: str = _env("SIDECAR_HOST", default="127.0.0.1", text="Loopback address to listen on")
+    port: int = _env("SIDECAR_PORT", default=0, text="Port; 0 takes a free one", ge=0, le=65535)
+    auth: Literal["on", "off"] = _env(
+        "SIDECAR_AUTH", default="on", text="`off` serves legacy local clients without a token (no browser origin)"
+    )
+    allowed_origins: Words = _env(
+        "ALLOWED_ORIGINS",
+        default=(),
+        text="More exact browser origins, comma-separated (`app://…`, `http://localhost:5173`)",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _env("LOG_LEVEL", default="INFO", text="Log level")
+    log_max_bytes: int = _env(
+        "SIDECAR_LOG_MAX_BYTES", default=5_000_000, text="Size at which a log file is rotated (bytes)", ge=10_000
+    )
+    log_files: int = _env("SIDECAR_LOG_FILES", default=5, text="Rotated log files kept", ge=1)
+
+    catalogue_dir: Path | None = _env(
+        "SIDECAR_CATALOGUE", default=None, text="Folder of additional model TOML files, read after the built-in ones"
+    )
+    threads: int = _env(
+        "SIDECAR_THREADS", default=0, text="Threads per runner; 0 sizes them from the usable cores", ge=0
+    )
+    max_batch_size: int = _env("MAX_BATCH_SIZE", default=32, text="Most items in one batch request", ge=1)
+    queue_size: int = _env(
+        "SIDECAR_QUEUE_SIZE",
+        default=512,
+        text="Requests that may wait for one model; past it 503 with Retry-After",
+        ge=1,
+    )
+    request_timeout_s: float = _env(
+        "REQUEST_TIMEOUT", default=300.0, text="Longest a request may take, queueing included (s)", gt=0
+    )
+    max_body_bytes: int = _env(
+        "SIDECAR_MAX_BODY_BYTES", default=2_000_000, text="Largest body of a JSON request (bytes)", ge=1024
+    )
+    runner_ready_timeout_s: float = _env(
+        "SIDECAR_RUNNER_READY_TIMEOUT",
+        default=60.0,
+        text="Longest silence of a loading runner (s); progress extends it",
+        gt=0,
+    )
+    runner_memory_limit_bytes: int = _env(
+        "SIDECAR_RUNNER_MEMORY_LIMIT",
+        default=0,
+        text="RSS at which a runner is ended (bytes); 0 is 85 % of the memory",
+        ge=0,
+    )
+
+    restart_delays_s: Numbers = _env(
+        "SIDECAR_RESTART_DELAYS",
+        default=(0.0, 1.0, 5.0, 15.0),
+        text="Delays before the 1st, 2nd, … restart of the server (s)",
+    )
+    restart_limit: int = _env(
+        "SIDECAR_RESTART_LIMIT", default=5, text="Server crashes within the window that end in phase `failed`", ge=1
+    )
+    restart_window_s: float = _env(
+        "SIDECAR_RESTART_WINDOW", default=600.0, text="Window of the restart limit (s)", gt=0
+    )
+    restart_reset_s: float = _env(
+        "SIDECAR_RESTART_RESET", default=60.0, text="Healthy time that clears the count (s)", gt=0
+    )
+    probe_interval_s: float = _env("SIDECAR_PROBE_INTERVAL", default=5.0, text="Time between hang probes (s)", gt=0)
+    probe_misses: int = _env(
+        "SIDECAR_PROBE_MISSES", default=3, text="Missed probes after which the server is killed", ge=1
+    )
+    startup_grace_s: float = _env(
+        "SIDECAR_STARTUP_GRACE", default=30.0, text="Time a server has to answer at first (s)", gt=0
+    )
+    drain_s: float = _env("SIDECAR_DRAIN", default=5.0, text="Time running requests get at shutdown (s)", ge=0)
+    term_s: float = _env("SIDECAR_TERM", default=5.0, text="Time between SIGTERM and SIGKILL at shutdown (s)", ge=0)
+
+    @field_validator("allowed_origins", "restart_delays_s", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _exact(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin in ("*", "null") or "://" not in origin or origin.endswith("/"):
+                raise ValueError(f"{origin!r} is no exact origin such as app://my-app or http://localhost:5173")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        if value not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(f"{value!r} is no loopback address; the sidecar serves this computer only")
+        return value
+
+    @classmethod
+    def load(cls, **overrides: Any) -> "Settings":
+        """Read the environment; `overrides` that are None are ignored. Raises ConfigError naming the setting."""
+        try:
+            # By alias: with populate_by_name the library would also read HOME and PORT from the environment.
+            return cls(**{environment_names(key)[0]: value for key, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(cls, item) for item in error.errors())) from None
+
+    # Folders. The launcher, which imports nothing of ours, computes the same data folder; a test compares them.
+
+    @cached_property
+    def data_dir(self) -> Path:
+        """Environments and whatever must outlive a reboot."""
+        return self.home.expanduser().absolute() if self.home else platformdirs.user_data_path(APP_NAME, False)
+
+    @cached_property
+    def cache_dir(self) -> Path:
+        """Weights and other things that can be fetched or made again."""
+        return self.data_dir / "cache" if self.home else platformdirs.user_cache_path(APP_NAME, False)
+
+    @cached_property
+    def log_dir(self) -> Path:
+        return self.data_dir / "logs" if self.home else platformdirs.user_log_path(APP_NAME, False)
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Handshake and lock. `XDG_RUNTIME_DIR` is used where it exists: it is private and cleared at logout."""
+        if self.home is None and sys.platform == "linux" and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
+            if os.path.isdir(runtime) and os.access(runtime, os.W_OK):
+                return Path(runtime) / APP_NAME
+        return self.data_dir / "run"
+
+    @cached_property
+    def handshake_path(self) -> Path:
+        return self.run_dir / f"{INSTANCE}.json"
+
+    @cached_property
+    def lock_path(self) -> Path:
+        return self.run_dir / f"{INSTANCE}.lock"
+
+    def as_environment(self) -> dict[str, str]:
+        """What a child needs to see the same settings: the inherited environment plus the overrides of this process."""
+        env = dict(os.environ)
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                env[environment_names(name)[0]] = text
+        return env
+
+
+def _explain(cls: type[BaseModel], item: Mapping[str, Any]) -> str:
+    location = str(item["loc"][0]) if item["loc"] else ""
+    for name in cls.model_fields:
+        if location == name or location in environment_names(name):
+            location = environment_names(name)[0]
+    return f"setting {location}={item.get('input')!r}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def environment_names(field: str) -> list[str]:
+    """Environment variables that set `field`, preferred one first."""
+    alias = Settings.model_fields[field].validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [field]
+
+
+def settings_table() -> str:
+    """The README's table (Markdown)."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = (
+            "" if default in (None, ()) else ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        )
+        rows.append(f"| {', '.join(f'`{env}`' for env in environment_names(name))} | {shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+class Launch(BaseModel):
+    """What the supervisor tells this one server process, through its environment. Not settings: never set by people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    token: str | None = None
+    instance_id: str = "unsupervised"
+    socket_fd: int | None = None
+    restart_count: int = 0
+
+    @classmethod
+    def take(cls) -> "Launch":
+        """Read and delete, so that no child inherits the token."""
+        values = {name: os.environ.pop(f"SIDECAR_LAUNCH_{name.upper()}", None) for name in cls.model_fields}
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+
+# A runner gets what an ML library needs to work and nothing else: no token, no credentials of the host app.
+_RUNNER_ENV = frozenset(
+    """PATH HOME LANG LC_ALL LC_CTYPE TZ TMPDIR TEMP TMP SYSTEMROOT SYSTEMDRIVE WINDIR USERPROFILE LOCALAPPDATA APPDATA
+    COMSPEC NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE CUDA_VISIBLE_DEVICES PYTHONPATH PYTHONUTF8 XDG_CACHE_HOME
+    XDG_DATA_HOME XDG_RUNTIME_DIR""".split()  # noqa: SIM905 (one name a line would be 26 lines)
+)
+_RUNNER_SETTINGS = frozenset(["SIDECAR_HOME", "SIDECAR_CATALOGUE", "SIDECAR_THREADS", "LOG_LEVEL"])
+
+
+def runner_environment() -> dict[str, str]:
+    """The environment of a runner process."""
+    return {key: value for key, value in os.environ.items() if key.upper() in _RUNNER_ENV | _RUNNER_SETTINGS}
+
+
+def role_command(*role: str, python: Path | None = None) -> list[str]:
+    """argv of another process of ours; frozen, the executable itself takes the role."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, *role]
+    return [str(python or sys.executable), "-m", "sidecar", *role]
+
+
+if __name__ == "__main__":
+    print(settings_table())
