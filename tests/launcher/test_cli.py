@@ -1,0 +1,346 @@
+"""The command line, and what the launcher becomes: seen from a fake `sidecar` that it really starts."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT, Place, is_running, wait_for
+
+
+@pytest.fixture
+def installed(place: Place) -> Place:
+    result = place.install()
+    assert result.returncode == 0, result.stderr
+    return place
+
+
+def called(result: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    assert result.returncode == 0, result.stderr
+    call: dict[str, Any] = json.loads(result.stdout)
+    return call
+
+
+def test_run_becomes_the_supervisor(installed: Place) -> None:
+    flags = ["--port", "8123", "--auth", "off", "--watch-pid", "1", "--events"]
+    call = called(installed.launch(*flags))
+    assert call["argv"] == ["supervise", "--port", "8123", "--auth", "off", "--watch-pid", "1", "--events"]
+    assert Path(call["prefix"]) == installed.finished()[0]
+    assert called(installed.launch("run"))["argv"] == called(installed.launch())["argv"] == ["supervise"]
+
+
+def test_what_the_supervisor_inherits(installed: Place) -> None:
+    leaks: dict[str, Any] = {
+        "PYTHONPATH": "/tmp",
+        "LD_LIBRARY_PATH": "/tmp",
+        "VIRTUAL_ENV": "/x",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    call = called(installed.launch("run", **leaks, PIP_INDEX_URL="http://mirror/simple", LOG_LEVEL="DEBUG"))
+    env = call["env"]
+    assert {key: value for key, value in env.items() if key.startswith("PYTHON")} == {
+        "PYTHONPATH": str(installed.folder),
+        "PYTHONUTF8": "1",
+    }
+    assert "LD_LIBRARY_PATH" not in env and "VIRTUAL_ENV" not in env
+    assert (env["PIP_INDEX_URL"], env["LOG_LEVEL"]) == ("http://mirror/simple", "DEBUG")
+    assert env["SIDECAR_HOME"] == str(installed.home)
+
+
+def test_modules_in_the_hosts_folder_are_not_imported(installed: Place, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    (host / "sidecar").mkdir(parents=True)
+    (host / "sidecar" / "__main__.py").write_text("raise SystemExit('not ours')\n")
+    installed.env["SIDECAR_HOME"] = os.path.relpath(installed.home, host)
+    call = called(installed.launch("run", cwd=host))
+    assert call["cwd"] == str(installed.folder)
+    assert call["env"]["SIDECAR_HOME"] == str(installed.home)
+
+
+def test_run_makes_the_environment_first(place: Place) -> None:
+    result = place.launch("--events", "--wheels", str(place.wheels))
+    *events, call = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["phase"] for event in events] == ["installing"] * len(events) and events
+    assert call["argv"] == ["supervise", "--events"]
+
+
+def test_questions_go_to_the_installed_sidecar(installed: Place) -> None:
+    assert called(installed.launch("status"))["argv"] == ["status"]
+    assert called(installed.launch("stop"))["argv"] == ["stop"]
+    assert called(installed.launch("logs", "-f", "-n", "7"))["argv"] == ["logs", "-f", "-n", "7"]
+
+
+def test_questions_after_an_update_go_to_the_old_environment(installed: Place) -> None:
+    [old] = installed.finished()
+    installed.profile("base", tiny="VALUE = 2\n")
+    assert Path(called(installed.launch("status"))["prefix"]) == old
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("status", 3), ("stop", 0), ("logs", 1)])
+def test_questions_without_an_environment(place: Place, command: str, exit_code: int) -> None:
+    result = place.launch(command)
+    assert result.returncode == exit_code
+    assert "nothing is installed" in result.stderr and not place.home.exists()
+
+
+def test_test_runs_pytest_from_the_repository_root(place: Place) -> None:
+    source = "import json, os, sys\nif __name__ == '__main__':\n"
+    source += "    print(json.dumps([sys.argv[1:], os.getcwd(), os.environ['PYTHONPATH']]))\n"
+    place.profile("dev", pytest=source)
+    result = place.launch("test", "--wheels", str(place.wheels), "tests/x.py", "-k", "one or two", "-x", "--port=1")
+    assert json.loads(result.stdout) == [
+        ["tests/x.py", "-k", "one or two", "-x", "--port=1"],
+        str(place.folder),
+        str(place.folder),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frobnicate"], "unknown command 'frobnicate'"),
+        (["--port", "99999"], "--port needs a number up to 65535, not '99999'"),
+        (["--port"], "--port needs a number up to 65535"),
+        (["--detach=yes"], "--detach needs no value"),
+        (["status", "--port", "1"], "status does not know '--port'"),
+        (["run", "--auth", "maybe"], "'maybe'"),
+        (["--profile", "../profiles/base"], "no profile '../profiles/base'; there are: base"),
+        (["install", "--wheels", "/no/such/folder"], "--wheels '/no/such/folder' is no folder"),
+        (["try"], "TEXT"),
+    ],
+)
+def test_bad_usage_is_one_line_and_78(place: Place, arguments: list[str], words: str) -> None:
+    result = place.launch(*arguments)
+    assert result.returncode == 78
+    assert words in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_help_names_every_command_and_option(place: Place, launcher: ModuleType) -> None:
+    text = place.launch("--help").stdout
+    options = ("--detach", "--port", "--auth", "--events", "--watch-pid", "--profile", "--wheels")
+    assert [word for word in (*launcher.COMMANDS, *options) if word not in text] == []
+
+
+# --- Detached and temporary instances
+
+
+def test_detach_returns_when_it_is_ready(installed: Place) -> None:
+    result = installed.launch("--detach", FAKE_SIDECAR="serve")
+    assert result.returncode == 0, result.stderr
+    handshake = json.loads((installed.home / "run" / "sidecar.json").read_text())
+    pid = handshake["supervisor"]["pid"]
+    try:
+        assert is_running(pid)
+        assert os.getsid(pid) == pid
+        assert handshake["base_url"] in result.stdout and f"pid {pid}" in result.stdout
+        assert str(installed.home / "run" / "sidecar.json") in result.stdout
+        assert handshake["token"] not in result.stdout
+        attached = installed.launch("try", "I am so happy today!", FAKE_SIDECAR="fail")
+        assert attached.stdout.startswith("joy  0.97   (minilm, 3.1 ms)\nneutral 0.03"), attached.stderr
+        assert is_running(pid)
+    finally:
+        os.kill(pid, 9)
+
+
+def test_detach_says_why_it_failed(installed: Place) -> None:
+    result = installed.launch("--detach", FAKE_SIDECAR="fail")
+    assert result.returncode == 1
+    assert "did not start (exit code 1" in result.stderr and "no socket for you" in result.stderr
+
+
+def test_try_starts_and_ends_an_instance_of_its_own(installed: Place) -> None:
+    result = installed.launch("try", "I am so happy today!", FAKE_SIDECAR="serve")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "joy  0.97   (minilm, 3.1 ms)\nneutral 0.03\n"
+    assert (installed.home / "ended").read_text() == "cleanly"
+
+
+def test_try_says_what_the_server_said(installed: Place) -> None:
+    result = installed.launch("try", "fail", FAKE_SIDECAR="serve")
+    assert result.returncode == 1
+    assert result.stderr == "ml-sidecar: the sidecar answered 503: the model is not there\n"
+    assert (installed.home / "ended").exists()
+
+
+def test_a_handshake_of_the_dead_is_not_believed(installed: Place) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stale = {"phase": "ready", "supervisor": {"pid": dead.pid}, "host": "127.0.0.1", "port": 1, "instance_id": "x"}
+    (installed.home / "run").mkdir()
+    (installed.home / "run" / "sidecar.json").write_text(json.dumps(stale))
+    assert installed.launch("try", "hello", FAKE_SIDECAR="serve").returncode == 0
+
+
+# --- Python versions
+
+
+def test_the_file_parses_on_old_pythons() -> None:
+    ast.parse((ROOT / "launcher.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def old_pythons() -> list[Path]:
+    versions = Path.home() / ".pyenv" / "versions"
+    return [path for minor in (6, 7, 8, 9) for path in sorted(versions.glob(f"3.{minor}.*/bin/python"))[:1]]
+
+
+def test_an_old_python_is_told_so(place: Place) -> None:
+    if not old_pythons():
+        pytest.skip("needs a Python 3.6 to 3.9 (pyenv)")
+    for python in old_pythons():
+        place.python = str(python)
+        result = place.launch("--events", PATH="/nowhere")
+        assert result.returncode == 1
+        assert "too old: install Python 3.10 to 3.13" in result.stderr and result.stderr.count("\n") == 1
+        assert json.loads(result.stdout)["error"]["code"] == "python_too_old"
+
+
+def test_an_old_python_hands_over_to_a_newer_one(place: Place, tmp_path: Path) -> None:
+    if not old_pythons():
+        pytest.skip("needs a Python 3.6 to 3.9 (pyenv)")
+    stub = tmp_path / "uv-bin" / "python3.13"
+    stub.write_text("#!/bin/sh\necho 'not selected' >&2\nexit 127\n")
+    stub.chmod(0o755)
+    name = f"python3.{sys.version_info[1]}"
+    if name == stub.name:
+        stub.unlink()
+    (tmp_path / "uv-bin" / name).symlink_to(sys._base_executable)  # type: ignore[attr-defined]
+    place.python = str(old_pythons()[-1])
+    result = place.install()
+    assert result.returncode == 0, result.stderr
+    assert f"/{name}/" in str(next(place.finished()[0].glob("lib/*/site-packages/tiny.py")))
+
+
+# --- Parts
+
+
+def test_folders_are_those_of_the_settings(
+    launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = pytest.importorskip("sidecar.settings", reason="needs the base profile's packages")
+    for name in ("SIDECAR_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    cases: list[dict[str, str]] = [
+        {},
+        {"XDG_DATA_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        {"XDG_DATA_HOME": "relative"},
+        {"SIDECAR_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        {"SIDECAR_HOME": "~/x"},
+        {"SIDECAR_HOME": "relative"},
+    ]
+    for case in cases:
+        with monkeypatch.context() as patch:
+            for name, value in case.items():
+                patch.setenv(name, value)
+            ours = settings.Settings.load()
+            theirs = (launcher.data_dir(), launcher.log_dir(), launcher.handshake_path())
+            assert theirs == (str(ours.data_dir), str(ours.log_dir), str(ours.handshake_path)), case
+
+
+def test_profiles_of_the_repository_can_be_read(launcher: ModuleType) -> None:
+    for name in ("base", "dev"):
+        description = launcher.Profile(name).describe()
+        assert description["name"] == name and description["probe"] and description["size_mb"] > 100
+
+
+@pytest.mark.parametrize(
+    "line", ["probe = [", "a.b = 1", "size_mb = 1 # megabytes", "x = {}", "[table]", "x = 1\nx = 2"]
+)
+def test_toml_beyond_the_subset_is_refused(launcher: ModuleType, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(line + "\n")
+    with pytest.raises(launcher.Failure, match="expected one `key = JSON value`"):
+        launcher.read_simple_toml(str(path))
+
+
+@pytest.mark.parametrize(
+    ("release", "cure"),
+    [
+        ('ID=ubuntu\nID_LIKE="debian"\n', f"python3.{sys.version_info[1]}-venv"),
+        ("ID=linuxmint\nID_LIKE=ubuntu\n", "apt install python3-venv"),
+        ("ID=arch\n", "pacman -S python"),
+        ('ID="fedora"\n', "dnf install python3"),
+        ("", "install a complete Python"),
+    ],
+)
+def test_the_cure_names_the_distributions_package(launcher: ModuleType, release: str, cure: str) -> None:
+    assert cure in launcher.venv_cure(release)
+
+
+def test_pip_settings_are_translated_for_uv(launcher: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = https://a/simple\nextra-index-url =\n  https://b\n  https://c\ncert = /ca\n"
+    )
+    env = {"PIP_CONFIG_FILE": str(config), "PIP_FIND_LINKS": "/x /y", "XDG_CONFIG_HOME": "/nowhere"}
+    translated = launcher.with_pip_settings(dict(env))
+    assert translated["UV_DEFAULT_INDEX"] == "https://a/simple"
+    assert translated["UV_INDEX"] == "https://b https://c"
+    assert translated["UV_FIND_LINKS"] == "/x,/y"
+    assert translated["SSL_CERT_FILE"] == "/ca"
+    own = {**env, "UV_DEFAULT_INDEX": "https://mine"}
+    assert launcher.with_pip_settings(dict(own)) == own
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk_full"),
+        ("error: failed to copy file: Disk quota exceeded (os error 122)", "disk_full"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "hash_mismatch"),
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] …'))", "tls_untrusted"),
+        ("Failed to establish a new connection: [Errno -3] Temporary failure in name resolution", "no_network"),
+        ("error: Request failed: dns error: failed to lookup address information", "no_network"),
+        ("OSError: [Errno 30] Read-only file system: '/home/x'", "home_not_writable"),
+        ("Error: Command '…' returned: ensurepip is not available", "venv_missing"),
+        ("ERROR: No matching distribution found for numpy==2.5.5", "package_missing"),
+        ("something else", "install_failed"),
+    ],
+)
+def test_what_the_installers_say_is_understood(launcher: ModuleType, line: str, code: str) -> None:
+    assert launcher.explain_step("pip", 1, ["Collecting x", line], None, "/log").code == code
+
+
+def test_a_python_that_is_too_new_is_named(launcher: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "NEWEST", (3, 9))
+    failure = launcher.explain_step("pip", 1, ["ERROR: No matching distribution found for x==1"], None, "/log")
+    assert "too new" in failure.message and "3.10 to 3.13" in failure.message
+
+
+# --- The fast path
+
+
+def test_starting_with_a_finished_environment_imports_little(installed: Place) -> None:
+    command = [installed.python, "-S", "-X", "importtime", *installed.command("install")[1:]]
+    result = subprocess.run(command, env=installed.env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "hashlib" in modules
+    assert not modules & {"argparse", "json", "re", "contextlib", "subprocess", "shutil", "typing", "http.client"}
+
+
+def test_starting_with_a_finished_environment_is_fast(installed: Place) -> None:
+    def best_ms(*arguments: str) -> float:
+        times = []
+        for _ in range(9):
+            started = time.perf_counter()
+            subprocess.run([installed.python, *arguments], env=installed.env, check=True, capture_output=True)
+            times.append(time.perf_counter() - started)
+        return min(times) * 1000
+
+    launcher_py = str(installed.folder / "launcher.py")
+    best_ms("-c", "pass")
+    assert best_ms(launcher_py, "install") - best_ms("-c", "pass") < 30  # aim 15; doubled for slow machines
+
+
+def test_logs_of_a_failed_installation_are_kept(place: Place) -> None:
+    place.profile("base", tiny="raise RuntimeError('all of it')\n")
+    place.install()
+    [log] = (place.home / "env").glob("base-*.log")
+    wait_for(log.exists)
+    assert "Traceback" in log.read_text()
