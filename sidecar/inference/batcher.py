@@ -1,0 +1,246 @@
+"""Timer-free batching for one model.
+
+While a batch runs, requests queue; when it returns, what is queued goes as the next one, cut to a padded-token budget.
+One more batch is in flight than runs, which hides the pipe and the HTTP work between two batches. An idle runner
+starts at once: there is no window to wait for.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from sidecar.catalogue.catalogue import BatchLimits
+from sidecar.errors import (
+    InferenceError,
+    OutOfMemoryError,
+    OverloadedError,
+    PoisonInputError,
+    RunnerCrashedError,
+    RunnerTimeoutError,
+    SidecarError,
+)
+
+MAX_IN_FLIGHT = 2
+MAX_ATTEMPTS = 2  # a request is retried once after its runner died
+POISON_CRASHES = 3  # crashes in a row on the same input after which that input is refused
+_POISON_MEMORY = 1024
+# A bulk request that has waited this long counts as interactive, so that a steady stream cannot starve it.
+_BULK_PATIENCE_S = 2.0
+
+
+class Priority(IntEnum):
+    """Interactive requests go before bulk ones."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One item on its way through a model."""
+
+    capability: str
+    item: Any
+    cost: int
+    priority: Priority
+    queued_at: float
+    future: asyncio.Future[Any]
+    crashes: int = 0
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since start and the service time, for /health, /metrics and Retry-After."""
+
+    items: int = 0
+    batches: int = 0
+    failed: int = 0
+    retried: int = 0
+    dropped: int = 0
+    item_s: float = 0.05
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def served(self, count: int, took_s: float) -> None:
+        """Record a batch; `item_s` is an exponential average over roughly the last twenty batches."""
+        self.items += count
+        self.batches += 1
+        self.sizes[count] = self.sizes.get(count, 0) + 1
+        self.item_s += 0.05 * (took_s / count - self.item_s)
+
+
+def cut(queue: Sequence[Job], limits: BatchLimits, now: float) -> list[Job]:
+    """Choose the next batch: pure, and O(n log n) in the queue.
+
+    The anchor is the oldest job of the best priority, so nobody starves; it is joined by the jobs of its capability
+    nearest to it in length, until `max_items` or the padded-token budget is reached. Jobs whose runner died under them
+    go alone, so that a poisonous one takes nobody along.
+    """
+    anchor = min(queue, key=lambda job: (_rank(job, now), job.queued_at))
+    if anchor.crashes:
+        return [anchor]
+    mates = sorted(
+        (job for job in queue if job.capability == anchor.capability and not job.crashes), key=lambda job: job.cost
+    )
+    low = high = next(index for index, job in enumerate(mates) if job is anchor)
+    # Grow around the anchor. A shorter neighbour costs only its own padding, so it is taken first.
+    while high - low + 1 < limits.max_items:
+        if low > 0 and (high - low + 2) * mates[high].cost <= limits.max_padded_tokens:
+            low -= 1
+        elif high + 1 < len(mates) and (high - low + 2) * mates[high + 1].cost <= limits.max_padded_tokens:
+            high += 1
+        else:
+            break
+    return mates[low : high + 1]
+
+
+def _rank(job: Job, now: float) -> int:
+    return Priority.INTERACTIVE if now - job.queued_at > _BULK_PATIENCE_S else job.priority
+
+
+def fingerprint(capability: str, item: Any) -> bytes:
+    """Identity of an input, for the poison ledger: its hash, never its content."""
+    return hashlib.blake2b(capability.encode() + msgspec.msgpack.encode(item, enc_hook=repr), digest_size=16).digest()
+
+
+class Batcher:
+    """Queue and flights of one model.
+
+    `run(capability, items)` executes one batch and returns its outputs in order. It raises RunnerCrashedError,
+    RunnerTimeoutError or OutOfMemoryError when the runner died under this batch, NotStartedError when it died before
+    this batch began.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[str, list[Any]], Awaitable[list[Any]]],
+        limits: BatchLimits,
+        queue_size: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._run = run
+        self._limits = limits
+        self._queue_size = queue_size
+        self._clock = clock
+        self._queue: dict[int, Job] = {}  # by id(job): removal is O(1), order is arrival
+        self._flights: set[asyncio.Task[None]] = set()
+        self._poison: OrderedDict[bytes, int] = OrderedDict()
+        self.stats = Stats()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue or self._flights)
+
+    def submit(self, capability: str, item: Any, cost: int, priority: Priority) -> asyncio.Future[Any]:
+        """Queue one item. Cancelling the future takes it out of the queue.
+
+        Raises OverloadedError when the queue is full and PoisonInputError for an input that crashed the runner before.
+        """
+        if len(self._queue) >= self._queue_size:
+            wait_s = max(1.0, len(self._queue) * self.stats.item_s)
+            raise OverloadedError(
+                f"{len(self._queue)} requests wait already; retry in {wait_s:.0f} s", retry_after_s=wait_s
+            )
+        if self._poison and self._poison.get(fingerprint(capability, item), 0) >= POISON_CRASHES:
+            raise PoisonInputError("this input has crashed the model repeatedly and is not tried again; change it")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        job = Job(capability, item, cost, priority, self._clock(), future)
+        self._queue[id(job)] = job
+        future.add_done_callback(lambda _: self._left(job))
+        self._pump()
+        return future
+
+    def fail_all(self, error: SidecarError) -> None:
+        """End everything that waits with `error`."""
+        for job in list(self._queue.values()):
+            _settle(job, error)
+
+    def _left(self, job: Job) -> None:
+        if self._queue.pop(id(job), None):
+            self.stats.dropped += 1
+
+    def _pump(self) -> None:
+        while self._queue and len(self._flights) < MAX_IN_FLIGHT:
+            batch = cut(list(self._queue.values()), self._limits, self._clock())
+            for job in batch:
+                del self._queue[id(job)]
+            flight = asyncio.get_running_loop().create_task(self._fly(batch))
+            self._flights.add(flight)
+            flight.add_done_callback(self._landed)
+
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._flights.discard(flight)
+        if not flight.cancelled() and (error := flight.exception()):
+            raise error
+        self._pump()
+
+    async def _fly(self, batch: list[Job]) -> None:
+        """Run a batch; when it fails, halve it until the one bad item fails alone."""
+        batch = [job for job in batch if not job.future.done()]
+        if not batch:
+            return
+        started = self._clock()
+        try:
+            outputs = await self._run(batch[0].capability, [job.item for job in batch])
+        except NotStartedError:
+            self._requeue(batch)
+        except (RunnerCrashedError, RunnerTimeoutError, OutOfMemoryError) as error:
+            self._crashed(batch, error)
+        except SidecarError as error:
+            if len(batch) > 1 and isinstance(error, InferenceError):
+                middle = len(batch) // 2
+                await self._fly(batch[:middle])
+                await self._fly(batch[middle:])
+            else:
+                self.stats.failed += len(batch)
+                for job in batch:
+                    _settle(job, error)
+        else:
+            self.stats.served(len(batch), self._clock() - started)
+            for job, output in zip(batch, outputs, strict=True):
+                if not job.future.done():
+                    job.future.set_result(output)
+
+    def _crashed(self, batch: list[Job], error: SidecarError) -> None:
+        retry = []
+        for job in batch:
+            job.crashes += 1
+            # Only a crash on an item that was alone can be blamed on that item.
+            if len(batch) == 1:
+                self._blame(job)
+            if job.crashes < MAX_ATTEMPTS:
+                retry.append(job)
+            else:
+                self.stats.failed += 1
+                _settle(job, error)
+        self.stats.retried += len(retry)
+        self._requeue(retry)
+
+    def _requeue(self, batch: list[Job]) -> None:
+        # They keep their arrival time, and so their place.
+        for job in batch:
+            if not job.future.done():
+                self._queue[id(job)] = job
+
+    def _blame(self, job: Job) -> None:
+        key = fingerprint(job.capability, job.item)
+        self._poison[key] = self._poison.pop(key, 0) + 1
+        while len(self._poison) > _POISON_MEMORY:
+            self._poison.popitem(last=False)
+
+
+class NotStartedError(Exception):
+    """The runner died while this batch was waiting behind another; it cannot have been the cause."""
+
+
+def _settle(job: Job, error: SidecarError) -> None:
+    if not job.future.done():
+        job.future.set_exception(error)

@@ -1,0 +1,78 @@
+"""A runtime without a model, for tests through real child processes: it misbehaves on command.
+
+`options.load` in the catalogue TOML misbehaves at load: "crash", "hang", "fail", "slow" (progress every 50 ms for
+`options.load_s`), "garbage" (writes onto the frame stream). In a text, `!crash`, `!hang`, `!fail`, `!print`,
+`!garbage`, `!oom`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its batch runs.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sidecar.catalogue.catalogue import ModelSpec
+from sidecar.runner.adapters import Report
+
+_COMMAND = re.compile(r"!(\w+)(?::(\S+))?")
+
+
+class FakeAdapter:
+    """Classifies by text length, so that answers differ and can be predicted."""
+
+    def __init__(self, spec: ModelSpec, threads: int) -> None:
+        self.device = "cpu"
+        self.device_reason = "fake"
+        self._spec = spec
+        self._eaten: list[bytearray] = []
+
+    def load(self, report: Report) -> None:
+        behaviour = self._spec.options.get("load", "ok")
+        if behaviour == "slow":
+            steps = max(1, int(self._spec.options.get("load_s", 1.0) / 0.05))
+            for step in range(steps):
+                report("weights", step, steps, "steps")
+                time.sleep(0.05)
+        elif behaviour != "ok":
+            self._misbehave(behaviour, "")
+
+    def labels(self, head: str) -> Sequence[str]:
+        return self._spec.heads[head].labels
+
+    def classify(self, texts: Sequence[Any], head: str) -> Any:
+        for text in texts:
+            for command, argument in _COMMAND.findall(str(text)):
+                self._misbehave(command, argument)
+        time.sleep(self._spec.options.get("batch_s", 0.0) + self._spec.options.get("item_s", 0.0) * len(texts))
+        count = len(self.labels(head))
+        return [[5.0 if len(str(text)) % count == i else 0.0 for i in range(count)] for text in texts]
+
+    def _misbehave(self, command: str, argument: str) -> None:
+        if command == "once" and not os.path.exists(argument):
+            with open(argument, "w", encoding="utf-8"):
+                pass
+            command = "crash"
+        if command == "crash":
+            print("fake runner: about to crash", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV if os.name == "posix" else signal.SIGTERM)
+            time.sleep(10)
+        elif command == "hang":
+            time.sleep(3600)
+        elif command == "fail":
+            raise ValueError("the fake model was told to fail")
+        elif command == "oom":
+            raise MemoryError("the fake model was told to run out of memory")
+        elif command == "print":
+            print("rubbish on stdout " * 100, flush=True)
+            os.write(1, b"\x00\xff raw rubbish on descriptor 1\n")
+        elif command == "garbage":
+            from sidecar.runner import worker
+
+            os.write(worker.frames_out_fd, b"this is no frame at all")
+            time.sleep(10)
+        elif command == "eat":
+            for _ in range(int(argument or 200)):
+                self._eaten.append(bytearray(os.urandom(1024)) * 1024)
+                time.sleep(0.005)
