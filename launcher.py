@@ -267,6 +267,10 @@ def ensure_environment(name: str, options: "Options", say: Reporter) -> str:
     try:
         if not try_lock(lock_fd):
             say.note(f"another launcher is making the {name} environment; waiting for it")
+            if say.events:
+                say.progress("waiting for another launcher", 0, 1)
+            end_with_us(lambda: None)
+            end_with_host(options, lambda: None)
             while not try_lock(lock_fd):
                 time.sleep(0.1)
         if not profile.is_complete():
@@ -727,7 +731,7 @@ class Starting:
             options["creationflags"] = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
         elif detach:
             options["start_new_session"] = True
-        fd = os.open(self.output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(self.output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self.process = subprocess.Popen(
                 [python, "-m", "sidecar", "supervise", *flags],
@@ -985,7 +989,19 @@ def _take_value(options: Options, name: str, attribute: str, kind: str, value: s
         setattr(options, attribute, value)
 
 
+def claim_standard_descriptors() -> None:
+    """A host may start us with 0, 1 or 2 closed; the next file we open must not become one of them."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def main(argv: list[str]) -> int:
+    claim_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if argv[:1] != ["test"] and {"-h", "--help"} & set(argv):

@@ -46,10 +46,23 @@ class PoisonInputError(InputError):
     code = "poison_input"
 
 
+class BadRequestError(SidecarError):
+    """The request's head contradicts itself."""
+
+    code = "bad_request"
+
+
 class BodyTooLargeError(SidecarError):
     """The request body is over the route's limit."""
 
     code = "body_too_large"
+
+
+class BodyTimeoutError(SidecarError):
+    """The request body did not arrive in time."""
+
+    code = "body_timeout"
+    retryable = True
 
 
 class UnauthorizedError(SidecarError):

@@ -1,13 +1,16 @@
 """What a process of ours arranges with a POSIX system. Same interface as process_windows."""
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 5
+_FILES = 65536
 
 
 def die_with_parent() -> None:
@@ -20,6 +23,20 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def leave_ending_to_parent() -> None:
+    """Ignore the signals that a whole process group gets when it is to stop: the server lets requests finish first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def raise_file_limit() -> None:
+    """Many connections need many descriptors; apps started from a macOS desktop begin with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def yield_to_host() -> None:

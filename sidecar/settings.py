@@ -60,7 +60,6 @@ class Settings(BaseSettings):
     threads: int = _env(
         "SIDECAR_THREADS", default=0, text="Threads per runner; 0 sizes them from the usable cores", ge=0
     )
-    max_batch_size: int = _env("MAX_BATCH_SIZE", default=32, text="Most items in one batch request", ge=1)
     queue_size: int = _env(
         "SIDECAR_QUEUE_SIZE",
         default=512,

@@ -99,8 +99,9 @@ class Emotion(Capability[EmotionRequest, str, list[tuple[str, float]], EmotionRe
         return [[(labels[i], float(row[i])) for i in ranked] for row, ranked in zip(probabilities, order, strict=True)]
 
     def finish(self, output: list[tuple[str, float]], meta: Meta) -> EmotionResponse:
-        scores = [LabelScore(label=label, score=round(score, 6)) for label, score in output]
-        return EmotionResponse(
+        # Built without validation: the values are ours, and this is on every request's path.
+        scores = [LabelScore.model_construct(label=label, score=round(score, 6)) for label, score in output]
+        return EmotionResponse.model_construct(
             emotion=scores[0].label,
             confidence=scores[0].score,
             all_emotions=scores,

@@ -36,6 +36,7 @@ class Head(_Strict):
 
     output: str
     labels: tuple[str, ...]
+    inputs: dict[str, bool] = Field({}, description="switches of the graph, such as branches this head does not need")
 
 
 class BatchLimits(_Strict):
@@ -84,10 +85,15 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 class Catalogue:
-    """All known models by id; an entry of the user's folder replaces a built-in one of the same id."""
+    """All known models by id; an entry of the user's folder replaces a built-in one of the same id.
+
+    A file that cannot be read is left out and named in `faults`: one typing error must not silence every other model.
+    """
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = tuple(folders)
+        self._ranked: dict[str, list[ModelSpec]] = {}
+        self.faults: list[str] = []
 
     @classmethod
     def of(cls, settings: Settings) -> "Catalogue":
@@ -96,8 +102,18 @@ class Catalogue:
 
     @cached_property
     def specs(self) -> dict[str, ModelSpec]:
-        paths = [path for folder in self._folders for path in sorted(folder.glob("*.toml"))]
-        return {spec.id: spec for spec in map(read_spec, paths)}
+        found: dict[str, ModelSpec] = {}
+        for folder in self._folders:
+            if not folder.is_dir():
+                self.faults.append(f"catalogue folder {folder} does not exist")
+            for path in sorted(folder.glob("*.toml")):
+                try:
+                    spec = read_spec(path)
+                except ConfigError as error:
+                    self.faults.append(error.message)
+                else:
+                    found[spec.id] = spec
+        return found
 
     def get(self, model_id: str) -> ModelSpec:
         """Raises ModelNotFoundError."""
@@ -108,6 +124,9 @@ class Catalogue:
             raise ModelNotFoundError(f"no model {model_id!r} in the catalogue; known: {known}") from None
 
     def for_capability(self, capability: str) -> list[ModelSpec]:
-        """Entries that offer `capability` and have their files, best first."""
-        able = [spec for spec in self.specs.values() if capability in spec.capabilities and not spec.missing_files()]
-        return sorted(able, key=lambda spec: (-spec.preference, spec.id))
+        """Entries that offer `capability` and have their files, best first; looked up once, not per request."""
+        if capability not in self._ranked:
+            able = [spec for spec in self.specs.values() if capability in spec.capabilities]
+            usable = [spec for spec in able if not spec.missing_files()]
+            self._ranked[capability] = sorted(usable, key=lambda spec: (-spec.preference, spec.id))
+        return self._ranked[capability]

@@ -7,6 +7,7 @@ starts at once: there is no window to wait for.
 
 import asyncio
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,12 @@ POISON_CRASHES = 3  # crashes in a row on the same input after which that input 
 _POISON_MEMORY = 1024
 # A bulk request that has waited this long counts as interactive, so that a steady stream cannot starve it.
 _BULK_PATIENCE_S = 2.0
+
+
+# Before the first batch has been measured.
+_GUESSED_ITEM_S = 0.05
+
+log = logging.getLogger("sidecar.inference")
 
 
 class Priority(IntEnum):
@@ -63,7 +70,7 @@ class Stats:
     failed: int = 0
     retried: int = 0
     dropped: int = 0
-    item_s: float = 0.05
+    item_s: float | None = None
     sizes: dict[int, int] = field(default_factory=dict)
 
     def served(self, count: int, took_s: float) -> None:
@@ -71,7 +78,8 @@ class Stats:
         self.items += count
         self.batches += 1
         self.sizes[count] = self.sizes.get(count, 0) + 1
-        self.item_s += 0.05 * (took_s / count - self.item_s)
+        took_item_s = took_s / count
+        self.item_s = took_item_s if self.item_s is None else self.item_s + 0.05 * (took_item_s - self.item_s)
 
 
 def cut(queue: Sequence[Job], limits: BatchLimits, now: float) -> list[Job]:
@@ -128,8 +136,10 @@ class Batcher:
         self._queue_size = queue_size
         self._clock = clock
         self._queue: dict[int, Job] = {}  # by id(job): removal is O(1), order is arrival
+        self._unsettled: set[Job] = set()  # queued or in flight
         self._flights: set[asyncio.Task[None]] = set()
         self._poison: OrderedDict[bytes, int] = OrderedDict()
+        self._landed_at = 0.0
         self.stats = Stats()
 
     def __len__(self) -> int:
@@ -145,7 +155,7 @@ class Batcher:
         Raises OverloadedError when the queue is full and PoisonInputError for an input that crashed the runner before.
         """
         if len(self._queue) >= self._queue_size:
-            wait_s = max(1.0, len(self._queue) * self.stats.item_s)
+            wait_s = max(1.0, len(self._queue) * (self.stats.item_s or _GUESSED_ITEM_S))
             raise OverloadedError(
                 f"{len(self._queue)} requests wait already; retry in {wait_s:.0f} s", retry_after_s=wait_s
             )
@@ -154,16 +164,18 @@ class Batcher:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         job = Job(capability, item, cost, priority, self._clock(), future)
         self._queue[id(job)] = job
+        self._unsettled.add(job)
         future.add_done_callback(lambda _: self._left(job))
         self._pump()
         return future
 
     def fail_all(self, error: SidecarError) -> None:
-        """End everything that waits with `error`."""
-        for job in list(self._queue.values()):
+        """End everything that waits or runs with `error`."""
+        for job in list(self._unsettled):
             _settle(job, error)
 
     def _left(self, job: Job) -> None:
+        self._unsettled.discard(job)
         if self._queue.pop(id(job), None):
             self.stats.dropped += 1
 
@@ -178,8 +190,6 @@ class Batcher:
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flights.discard(flight)
-        if not flight.cancelled() and (error := flight.exception()):
-            raise error
         self._pump()
 
     async def _fly(self, batch: list[Job]) -> None:
@@ -190,6 +200,8 @@ class Batcher:
         started = self._clock()
         try:
             outputs = await self._run(batch[0].capability, [job.item for job in batch])
+            if len(outputs) != len(batch):
+                raise InferenceError(f"{len(outputs)} outputs came for {len(batch)} items")
         except NotStartedError:
             self._requeue(batch)
         except (RunnerCrashedError, RunnerTimeoutError, OutOfMemoryError) as error:
@@ -203,9 +215,18 @@ class Batcher:
                 self.stats.failed += len(batch)
                 for job in batch:
                     _settle(job, error)
+        except Exception as error:  # a bug of ours must not leave anybody waiting
+            log.exception("unexpected error in a batch of %s", batch[0].capability)
+            for job in batch:
+                _settle(job, InferenceError(f"internal error: {type(error).__name__}"))
         else:
-            self.stats.served(len(batch), self._clock() - started)
+            # Two flights overlap, but the runner works on one at a time: count from when the one before landed.
+            now = self._clock()
+            self.stats.served(len(batch), now - max(started, self._landed_at))
+            self._landed_at = now
             for job, output in zip(batch, outputs, strict=True):
+                if self._poison:  # crashes count only in a row
+                    self._poison.pop(fingerprint(job.capability, job.item), None)
                 if not job.future.done():
                     job.future.set_result(output)
 
@@ -213,8 +234,8 @@ class Batcher:
         retry = []
         for job in batch:
             job.crashes += 1
-            # Only a crash on an item that was alone can be blamed on that item.
-            if len(batch) == 1:
+            # Only a crash on an item that was alone can be blamed on that item, and only if nobody else caused it.
+            if len(batch) == 1 and not isinstance(error, RunnerKilledError):
                 self._blame(job)
             if job.crashes < MAX_ATTEMPTS:
                 retry.append(job)
@@ -239,6 +260,10 @@ class Batcher:
 
 class NotStartedError(Exception):
     """The runner died while this batch was waiting behind another; it cannot have been the cause."""
+
+
+class RunnerKilledError(RunnerCrashedError):
+    """The runner was ended from outside (SIGKILL, SIGTERM): not to be blamed on what it was working on."""
 
 
 def _settle(job: Job, error: SidecarError) -> None:

@@ -17,11 +17,13 @@ from sidecar.errors import (
     WireError,
     from_wire,
 )
-from sidecar.inference.batcher import NotStartedError
+from sidecar.inference.batcher import NotStartedError, RunnerKilledError
 from sidecar.settings import role_command, runner_environment
 
 _STDERR_TAIL_BYTES = 4096
 _CLOSE_S = 1.0
+_LAST_WORDS_S = 0.5
+_SIGKILL, _SIGTERM = 9, 15
 
 
 @dataclass(slots=True)
@@ -93,15 +95,30 @@ class RunnerClient(asyncio.SubprocessProtocol):
             self.kill(RunnerCrashedError(f"the runner of {self.model_id} broke the protocol: {error.message}"))
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        # A runner whose stdout is gone cannot answer any more, even if it lives on.
+        # A runner whose stdout is gone cannot answer any more. Mostly it has just died; its exit status is the better
+        # evidence, so it gets a moment.
         if fd == 1:
-            self.kill(None)
+            self._disarm()
+            self._deadline = self._loop.call_later(_CLOSE_S, self.kill, None)
+
+    def process_exited(self) -> None:
+        # Its last words are still in the pipes; but a child of the runner may hold them open for ever.
+        self._disarm()
+        self._deadline = self._loop.call_later(_LAST_WORDS_S, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The process has ended and all pipes are closed."""
+        self._end()
+
+    def _end(self) -> None:
+        if self.dead.done():
+            return
         self._disarm()
+        for fd in (0, 1, 2):
+            if pipe := self._transport.get_pipe_transport(fd):
+                pipe.close()
         self._transport.close()
-        error = self._verdict or RunnerCrashedError(f"the runner of {self.model_id} {self.exit_text()}")
+        error = self._verdict or self._cause_of_death()
         if not self.ready.done():
             self.ready.set_exception(
                 error if isinstance(error, ModelLoadError) else ModelLoadError(f"{error.message}{self._tail_text()}")
@@ -113,6 +130,11 @@ class RunnerClient(asyncio.SubprocessProtocol):
             if not flight.future.done():
                 flight.future.set_exception(error if position == 0 else NotStartedError())
         self.dead.set_result(None)
+
+    def _cause_of_death(self) -> SidecarError:
+        killed = self._transport.get_returncode() in (-_SIGKILL, -_SIGTERM)
+        kind = RunnerKilledError if killed else RunnerCrashedError
+        return kind(f"the runner of {self.model_id} {self.exit_text()}")
 
     # To the pool
 
@@ -181,7 +203,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
             case wire.Ready() if not self.ready.done():
                 self._disarm()
                 self.ready.set_result(message)
-            case wire.Progress():
+            case wire.Progress() if not self.ready.done():
                 self._arm(self._ready_timeout_s)
                 self._on_progress(message)
             case _:

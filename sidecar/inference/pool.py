@@ -47,16 +47,28 @@ class Slot:
 
     async def ensure_ready(self) -> RunnerClient:
         """The ready runner, loading it if need be. Raises ModelLoadError, at once while a failed load cools down."""
-        if self._closing:
-            raise ShuttingDownError("the sidecar is stopping")
+        if self._closing and not self._ready.done():
+            raise _stopping()
         if self._owner is None or self._owner.done():
             self._owner = asyncio.get_running_loop().create_task(self._own(), name=f"slot-{self.spec.id}")
         return await asyncio.shield(self._ready)
 
-    async def close(self) -> None:
-        """End the runner; what waits or runs is told so."""
+    def refuse(self) -> None:
+        """Stopping: load no more; what waits for a load is told so, what runs or is queued may still be answered."""
         self._closing = True
-        self.batcher.fail_all(ShuttingDownError("the sidecar is stopping"))
+        if not self._ready.done():
+            self._ready.set_exception(_stopping())
+            self._ready.exception()  # retrieved: nobody need be waiting
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Answer everything that is left with ShuttingDownError."""
+        self.batcher.fail_all(_stopping())
+
+    async def close(self) -> None:
+        """End the runner, whatever it does."""
+        self.refuse()
+        self.give_up()
         if self._owner:
             self._owner.cancel()
         if self._client:
@@ -101,7 +113,7 @@ class Slot:
     async def _own(self) -> None:
         """Load, watch, load again; ends after a run of failed loads, until somebody asks anew."""
         load_failures = crashes = 0
-        while load_failures < len(_LOAD_DELAYS_S):
+        while load_failures < len(_LOAD_DELAYS_S) and not self._closing:
             self._set_state("loading")
             try:
                 client = self._client = await RunnerClient.start(
@@ -117,6 +129,10 @@ class Slot:
                 await self._cool_down(error, delay_s(_LOAD_DELAYS_S, load_failures))
                 continue
             load_failures = 0
+            if client.dead.done() or self._ready.done():  # it died, or we are to stop, in this very moment
+                crashes += 1
+                await asyncio.sleep(delay_s(_CRASH_DELAYS_S, crashes))
+                continue
             self.error = None
             self._set_state("ready")
             self._ready.set_result(client)
@@ -132,8 +148,9 @@ class Slot:
         self.error = error
         self._set_state("failed")
         error.retry_after_s = pause_s
-        self._ready.set_exception(error)
-        self._ready.exception()  # retrieved: nobody need be waiting
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # retrieved: nobody need be waiting
         await asyncio.sleep(pause_s)
         self._ready = asyncio.get_running_loop().create_future()
 
@@ -190,7 +207,7 @@ class Pool:
     ) -> Any:
         """One item through one model. Raises SidecarError; cancelling takes it out of the queue."""
         if self._closing:
-            raise ShuttingDownError("the sidecar is stopping")
+            raise _stopping()
         return await self.slot(spec).batcher.submit(capability, item, cost, priority)
 
     def slot(self, spec: ModelSpec) -> Slot:
@@ -212,9 +229,20 @@ class Pool:
         """Requests waiting, over all models."""
         return sum(len(slot.batcher) for slot in self._slots.values())
 
+    def refuse(self) -> None:
+        """Take no new work; what is under way may still be answered, until `give_up`."""
+        self._closing = True
+        for slot in self._slots.values():
+            slot.refuse()
+
+    def give_up(self) -> None:
+        """Answer everything that is left with ShuttingDownError."""
+        for slot in self._slots.values():
+            slot.give_up()
+
     async def close(self) -> None:
         """End all runners."""
-        self._closing = True
+        self.refuse()
         if self._watch:
             self._watch.cancel()
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
@@ -224,6 +252,10 @@ class Pool:
             await asyncio.sleep(_MEMORY_CHECK_S)
             for slot in self._slots.values():
                 slot.check_memory()
+
+
+def _stopping() -> ShuttingDownError:
+    return ShuttingDownError("the sidecar is stopping")
 
 
 _TOTAL_MEMORY_BYTES = psutil.virtual_memory().total

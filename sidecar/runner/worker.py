@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     """`python -m sidecar run <model-id>`."""
     frames_in_fd = _take_stdio()
     process.die_with_parent()
+    process.leave_ending_to_parent()
     process.yield_to_host()
     try:
         settings = Settings.load()
@@ -115,8 +116,13 @@ class Work:
 
 def _read(fd: int, work: Work) -> None:
     decoder = wire.Decoder()
-    while data := os.read(fd, 1 << 16):
-        for message in decoder.feed(data):
-            work.put(message)
-    # The server is gone. Not sys.exit: the main thread may be in C code, at a batch whose answer nobody wants.
-    os._exit(0)
+    code = 1
+    try:
+        while data := os.read(fd, 1 << 16):
+            for message in decoder.feed(data):
+                work.put(message)
+        code = 0
+    finally:
+        # The server is gone, or out of step. Not sys.exit: the main thread may be in C code, at a batch that nobody
+        # waits for any more.
+        os._exit(code)

@@ -44,6 +44,16 @@ def take_or_attach(settings: Settings, lock: InstanceLock) -> Handshake | None:
     return None
 
 
+def difference(settings: Settings, first: Handshake) -> str:
+    """What this start asked for and the running instance does otherwise, or ""."""
+    parts = []
+    if settings.port not in (0, first.port):
+        parts.append(f"port {first.port}")
+    if (settings.auth == "on") != (first.token is not None):
+        parts.append(f"auth {'off' if first.token is None else 'on'}")
+    return " and ".join(parts)
+
+
 def mirror(settings: Settings, first: Handshake) -> int:
     """Repeat the first one's changes as NDJSON until it or our stdin ends, or nobody reads. Returns the exit code."""
     file = HandshakeFile(settings.handshake_path)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from sidecar.errors import SidecarError
+from sidecar.errors import ConfigError, SidecarError
 from sidecar.settings import Settings
 from sidecar.supervisor.handshake import Handshake, HandshakeFile
 from sidecar.supervisor.logs import LOG_NAME
@@ -18,6 +18,7 @@ STOP_TIMEOUT_S = 20.0
 ASK_TIMEOUT_S = 2.0
 POLITE_S = 13.0  # drain and terms of an orderly stop; after that SIGTERM
 HEARD_S = 1.0  # from the request to the phase `stopping` in the file
+LAST_S = 2.0  # for the kernel to take away what was killed
 POLL_S = 0.1
 
 
@@ -25,6 +26,21 @@ def main_supervise(argv: Sequence[str], *, command: Sequence[str] | None = None)
     """Run the supervisor, or attach to the one that runs. `command` replaces the server (tests)."""
     arguments = _supervise_parser().parse_args(argv)
     _claim_standard_descriptors()
+    try:
+        return _supervise_or_attach(arguments, command)
+    except SidecarError as error:
+        if arguments.events:  # the host reads stdout: the reason must be there, too
+            from sidecar.supervisor.publisher import write_failure
+
+            with contextlib.suppress(OSError):
+                write_failure(error)
+        if isinstance(error, ConfigError):
+            raise
+        say(f"ml-sidecar: {error.message}")
+        return 1
+
+
+def _supervise_or_attach(arguments: argparse.Namespace, command: Sequence[str] | None) -> int:
     settings = Settings.load(port=arguments.port, auth=arguments.auth)
     from sidecar.supervisor.lock import InstanceLock
 
@@ -34,13 +50,11 @@ def main_supervise(argv: Sequence[str], *, command: Sequence[str] | None = None)
     from sidecar.supervisor import attach
     from sidecar.supervisor.publisher import write_event
 
-    try:
-        first = attach.take_or_attach(settings, lock)
-    except SidecarError as error:
-        say(f"ml-sidecar: {error.message}")
-        return 1
+    first = attach.take_or_attach(settings, lock)
     if first is None:
         return _supervise(settings, arguments, command)
+    if difference := attach.difference(settings, first):
+        say(f"ml-sidecar: already running with {difference}; `stop` it first to change that")
     if arguments.events:
         return attach.mirror(settings, first)
     with contextlib.suppress(OSError):
@@ -128,7 +142,12 @@ def main_stop(argv: Sequence[str]) -> int:
         import psutil
 
         with contextlib.suppress(psutil.Error):  # verified by its start time a moment ago
-            psutil.Process(handshake.supervisor.pid).terminate()
+            supervisor = psutil.Process(handshake.supervisor.pid)
+            supervisor.resume()  # a stopped process takes no SIGTERM
+            supervisor.terminate()
+            if not _until(lambda: not handshake.supervisor.is_alive(), deadline):
+                supervisor.kill()  # its server ends with the pipe between them
+                deadline += LAST_S
     if _until(lambda: not handshake.supervisor.is_alive(), deadline):
         print("stopped")
         return 0

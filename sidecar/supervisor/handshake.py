@@ -152,6 +152,11 @@ class HandshakeFile:
         temporary.replace(self.path)
         return private
 
+    def sweep(self) -> None:
+        """Remove what a supervisor left that was killed while it wrote. Only the holder of the lock may."""
+        for temporary in self.path.parent.glob(f"{self.path.name}.*.tmp"):
+            temporary.unlink(missing_ok=True)
+
     def read(self) -> Handshake | None:
         """None when there is no file, or one that is no handshake."""
         try:

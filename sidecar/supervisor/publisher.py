@@ -1,8 +1,13 @@
 """Where snapshots go: the handshake file and, with `--events`, our stdout. Neither can hold up the loop."""
 
 import contextlib
+import dataclasses
+import json
+import time
 
-from sidecar.supervisor.handshake import Handshake, HandshakeFile
+from sidecar import __version__
+from sidecar.errors import SidecarError
+from sidecar.supervisor.handshake import SCHEMA, Handshake, HandshakeFile
 from sidecar.supervisor.logs import RotatingLog
 from sidecar.supervisor.outbox import Outbox, say, write_all
 
@@ -48,6 +53,14 @@ class Publisher:
     def _warn(self, message: str) -> None:
         self._log.note(message)
         say(f"ml-sidecar: {message}")
+
+
+def write_failure(error: SidecarError) -> None:
+    """A start that failed before there was a supervisor, in the handshake's shape. Raises OSError."""
+    known = {"schema": SCHEMA, "phase": "failed", "app_version": __version__, "updated_at": time.time()}
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Handshake))
+    line = json.dumps({**fields, **known, "error": {"code": error.code, "message": error.message}})
+    write_all(1, line.encode() + b"\n")
 
 
 def write_event(handshake: Handshake) -> None:

@@ -90,7 +90,9 @@ class Supervisor:
         host, port = self._listener.getsockname()[:2]
         self._endpoint = Endpoint(host, port, token, secrets.token_hex(16))
         self._log = RotatingLog(settings.log_dir / LOG_NAME, max_bytes=settings.log_max_bytes, files=settings.log_files)
-        self._publisher = Publisher(HandshakeFile(settings.handshake_path), self._log, events=self._options.events)
+        file = HandshakeFile(settings.handshake_path)
+        file.sweep()
+        self._publisher = Publisher(file, self._log, events=self._options.events)
         self._state = State()
         self._child: Child | None = None
         self._probe: ProbeThread | None = None

@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.catalogue.catalogue import BatchLimits
 from sidecar.errors import InferenceError, OverloadedError, PoisonInputError, RunnerCrashedError, SidecarError
-from sidecar.inference.batcher import Batcher, Job, NotStartedError, Priority, cut
+from sidecar.inference.batcher import Batcher, Job, NotStartedError, Priority, RunnerKilledError, cut
 
 
 class Runner:
@@ -227,6 +227,25 @@ def test_fail_all_ends_who_waits() -> None:
     run(test)
 
 
+def test_service_time_counts_overlapping_flights_once() -> None:
+    now = 0.0
+
+    async def slow(capability: str, items: list[str]) -> list[str]:
+        await lock.acquire()
+        nonlocal now
+        now += 1.0
+        lock.release()
+        return items
+
+    async def test() -> None:
+        batcher = Batcher(slow, BatchLimits(max_items=1), 1000, lambda: now)
+        await asyncio.gather(*submit(batcher, *(f"t{i}" for i in range(300))))
+        assert batcher.stats.item_s == pytest.approx(1.0, rel=0.05)
+
+    lock = asyncio.Lock()
+    run(test)
+
+
 def test_service_time_follows_what_is_measured() -> None:
     async def test() -> None:
         batcher = make(Runner())
@@ -234,5 +253,50 @@ def test_service_time_follows_what_is_measured() -> None:
             batcher.stats.served(4, 0.4)
         assert batcher.stats.item_s == pytest.approx(0.1, rel=0.01)
         assert batcher.stats.sizes == {4: 200}
+
+    run(test)
+
+
+def test_crashes_count_as_poison_only_in_a_row() -> None:
+    crash = iter([True, False] * 20)
+
+    def now_and_then(items: list[str]) -> None:
+        if next(crash):
+            raise RunnerCrashedError("died")
+
+    async def test() -> None:
+        batcher = make(Runner(now_and_then))
+        for _ in range(10):
+            assert await submit(batcher, "ok, see you tomorrow")[0] == "OK, SEE YOU TOMORROW"
+
+    run(test)
+
+
+def test_a_runner_killed_from_outside_is_not_blamed_on_its_input() -> None:
+    def killed(items: list[str]) -> None:
+        raise RunnerKilledError("killed by SIGKILL")
+
+    async def test() -> None:
+        batcher = make(Runner(killed))
+        for _ in range(5):
+            with pytest.raises(RunnerKilledError):
+                await submit(batcher, "innocent")[0]
+
+    run(test)
+
+
+def test_a_bug_in_a_flight_leaves_nobody_waiting() -> None:
+    async def wrong_count(capability: str, items: list[str]) -> list[str]:
+        return items[1:]
+
+    async def raises(capability: str, items: list[str]) -> list[str]:
+        raise KeyError("bug")
+
+    async def test() -> None:
+        for broken in (wrong_count, raises):
+            batcher = Batcher(broken, BatchLimits(), 100, asyncio.get_running_loop().time)
+            results = await asyncio.gather(*submit(batcher, *"abcde"), return_exceptions=True)
+            assert all(isinstance(result, InferenceError) for result in results)
+            assert not batcher.busy
 
     run(test)

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from sidecar.catalogue.catalogue import Catalogue, ModelSpec
 from sidecar.errors import (
@@ -72,7 +73,7 @@ def within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
             finally:
                 await world.pool.close()
 
-        asyncio.run(bounded())
+        uvloop.run(bounded())  # as in production
 
     return start
 
@@ -235,7 +236,7 @@ def test_close_ends_every_process(within: Callable[..., None]) -> None:
     assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_runner_ends_when_its_stdin_does(within: Callable[..., None]) -> None:
+def test_a_runner_is_polite_and_knows_no_secret(within: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         await world.infer("x")
         runner = psutil.Process(world.pid())
@@ -247,3 +248,38 @@ def test_a_runner_ends_when_its_stdin_does(within: Callable[..., None]) -> None:
 
 def test_delays_grow_and_stay_at_the_last() -> None:
     assert [delay_s((0.0, 1.0, 5.0), n) for n in range(6)] == [0.0, 0.0, 1.0, 5.0, 5.0, 5.0]
+
+
+def test_a_child_that_holds_the_pipes_does_not_hide_the_death(within: Callable[..., None], tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        await world.infer("!child:20")
+        first = world.pid()
+        assert await asyncio.wait_for(world.infer(f"!once:{tmp_path}/crashed"), 5)
+        assert world.pid() != first
+
+    within(test)
+
+
+def test_stopping_while_loading_answers_those_who_wait(within: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        waiting = [asyncio.ensure_future(world.infer(f"t{n}")) for n in range(5)]
+        await asyncio.sleep(0.2)
+        world.pool.refuse()
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 2)
+        assert [type(result) for result in results] == [ShuttingDownError] * 5
+
+    within(test, load="slow", load_s=10.0)
+
+
+def test_giving_up_answers_what_runs(within: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        await world.infer("warm")
+        running = [asyncio.ensure_future(world.infer("!hang")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        world.pool.refuse()
+        assert not any(each.done() for each in running), "what runs may still be answered"
+        world.pool.give_up()
+        results = await asyncio.gather(*running, return_exceptions=True)
+        assert [type(result) for result in results] == [ShuttingDownError] * 3
+
+    within(test, timeout_s=20.0)

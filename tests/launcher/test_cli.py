@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import pytest
 
 from .conftest import ROOT, Place, is_running, wait_for
@@ -344,3 +346,23 @@ def test_logs_of_a_failed_installation_are_kept(place: Place) -> None:
     [log] = (place.home / "env").glob("base-*.log")
     wait_for(log.exists)
     assert "Traceback" in log.read_text()
+
+
+def test_events_of_the_launcher_fit_the_schema_of_the_handshake(place: Place) -> None:
+    schema = json.loads((ROOT / "clients" / "handshake.schema.json").read_text(encoding="utf-8"))
+    done = place.launch("install", "--events", "--wheels", str(place.wheels))
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = place.launch("run", "--events", "--profile", "nowhere")
+    events += [json.loads(line) for line in failed.stdout.splitlines()]
+    assert {event["phase"] for event in events} == {"installing", "failed"}
+    for event in events:
+        jsonschema.validate(event, schema)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell's redirections")
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_host_may_start_us_with_closed_descriptors(installed: Place, closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(installed.command('status'))} {closed}"], env=installed.env, timeout=30
+    )
+    assert done.returncode == 0

@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from sidecar.supervisor.cli import main_logs, main_status, main_stop
 from sidecar.supervisor.follow import follow, last_lines
@@ -17,7 +19,7 @@ from sidecar.supervisor.lock import InstanceLock
 from sidecar.supervisor.logs import RotatingLog
 from tests.supervisor.conftest import Start
 from tests.supervisor.harness import SUPERVISE, ask, environment_of, until
-from tests.supervisor.test_handshake import FULL, make
+from tests.supervisor.test_handshake import FULL, SCHEMA, make
 
 # A second start
 
@@ -219,3 +221,47 @@ def test_logs_into_a_closed_pipe_is_quiet(home: Path) -> None:
     command = f"{sys.executable} {SUPERVISE[1]} logs -n 100000 | head -n 1"
     done = subprocess.run(["sh", "-c", command], env=environment_of(home), capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("line 0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "code"),
+    [
+        (["--port", "{taken}"], {}, "config_invalid"),
+        ([], {"SIDECAR_PROBE_INTERVAL": "often"}, "config_invalid"),
+    ],
+)
+def test_a_start_that_fails_says_so_to_the_host(
+    flags: list[str], settings: dict[str, str], code: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        filled = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
+        done = subprocess.run(
+            [*SUPERVISE, "--events", *filled],
+            env=environment_of(tmp_path / "home", "", **settings),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert done.returncode == 78
+    (line,) = done.stdout.splitlines()
+    event = json.loads(line)
+    Draft202012Validator(SCHEMA).validate(event)
+    assert event["phase"] == "failed" and event["error"]["code"] == code
+    assert event["error"]["message"] in done.stderr
+
+
+def test_stop_ends_a_supervisor_that_is_frozen(start: Start) -> None:
+    running = start()
+    running.until_phase()
+    os.kill(running.pid, signal.SIGSTOP)
+    done = running.role("stop")
+    assert (done.returncode, done.stdout.strip()) == (0, "stopped")
+
+
+def test_a_second_start_that_wants_something_else_is_told(start: Start) -> None:
+    first = start()
+    first.until_phase()
+    second = start("--port", "1")
+    assert second.wait() == 0
+    assert "already running with port" in second.stderr()

@@ -2,12 +2,14 @@
 
 `options.load` in the catalogue TOML misbehaves at load: "crash", "hang", "fail", "slow" (progress every 50 ms for
 `options.load_s`), "garbage" (writes onto the frame stream). In a text, `!crash`, `!hang`, `!fail`, `!print`,
-`!garbage`, `!oom`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its batch runs.
+`!garbage`, `!oom`, `!child:S`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its
+batch runs.
 """
 
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -64,6 +66,8 @@ class FakeAdapter:
             raise ValueError("the fake model was told to fail")
         elif command == "oom":
             raise MemoryError("the fake model was told to run out of memory")
+        elif command == "child":  # inherits our stderr and so holds its pipe open
+            subprocess.Popen(["sleep", argument or "30"])
         elif command == "print":
             print("rubbish on stdout " * 100, flush=True)
             os.write(1, b"\x00\xff raw rubbish on descriptor 1\n")

@@ -11,6 +11,9 @@ from sidecar.catalogue.catalogue import ModelSpec
 from sidecar.errors import ModelLoadError
 from sidecar.runner.adapters import Report
 
+# The graph's input and what of an encoding it takes.
+_TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
 
 class OnnxAdapter:
     """Inputs are taken by name from input_ids, attention_mask, token_type_ids: int64, (batch, sequence)."""
@@ -30,6 +33,7 @@ class OnnxAdapter:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; the warnings are about switches that are meant
         # Spinning threads would burn the host app's cores between two batches.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
@@ -37,11 +41,13 @@ class OnnxAdapter:
         self._session = ort.InferenceSession(
             str(self._spec.folder / graph), options, providers=["CPUExecutionProvider"]
         )
-        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._inputs = [node.name for node in self._session.get_inputs() if node.name in _TOKENS]
         self._check_heads()
-        self._run_options = ort.RunOptions()
-        # One graph holds several heads; compute only the branch that was asked for.
-        self._run_options.only_execute_path_to_fetches = True
+        # ONNX Runtime computes every branch of a graph, whichever output is asked for; the switches leave some out.
+        self._switches = {
+            name: {key: np.array(value) for key, value in head.inputs.items()}
+            for name, head in self._spec.heads.items()
+        }
         for head in self._spec.heads:
             self.classify(["warm up"], head)
 
@@ -57,14 +63,12 @@ class OnnxAdapter:
         return self._spec.heads[head].labels
 
     def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]], head: str) -> Any:
-        feeds = self._encode(texts)
-        return self._session.run([self._spec.heads[head].output], feeds, self._run_options)[0]
+        feeds = self._encode(texts) | self._switches[head]
+        return self._session.run([self._spec.heads[head].output], feeds)[0]
 
     def _encode(self, texts: Sequence[Any]) -> dict[str, Any]:
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        columns = {
-            "input_ids": [encoding.ids for encoding in encodings],
-            "attention_mask": [encoding.attention_mask for encoding in encodings],
-            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        return {
+            name: np.array([getattr(encoding, _TOKENS[name]) for encoding in encodings], dtype=np.int64)
+            for name in self._inputs
         }
-        return {name: np.array(columns[name], dtype=np.int64) for name in self._inputs}

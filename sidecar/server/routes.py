@@ -1,0 +1,217 @@
+"""Routes made from the capabilities: read the body, hand over, answer.
+
+They stand in front of the framework's router, whose matching and dependency machinery would cost a request as much as
+everything else that the server does for it. The framework still writes them into the OpenAPI document.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sidecar.capabilities import CAPABILITIES
+from sidecar.capabilities.base import Capability, Endpoint, Meta
+from sidecar.errors import BodyTimeoutError, RunnerTimeoutError, SidecarError
+from sidecar.inference.batcher import Priority
+from sidecar.inference.pool import Pool
+from sidecar.server.problem import from_error, from_unexpected, from_validation, problem
+
+log = logging.getLogger("sidecar.server")
+
+_BODY_S = 30.0
+_BULK_PLACES = 64
+
+AnyCapability = Capability[Any, Any, Any, Any]
+
+
+class CapabilityRoutes:
+    """ASGI: POST to the exact path of an endpoint is answered here, the rest goes on to `app`."""
+
+    def __init__(self, app: ASGIApp, pool: Pool, request_timeout_s: float) -> None:
+        self._app = app
+        self._pool = pool
+        self._timeout_s = request_timeout_s
+        self._endpoints = {
+            endpoint.path: (capability, endpoint) for capability in CAPABILITIES for endpoint in capability.endpoints
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        capability, endpoint = found
+        scope["route"] = endpoint
+        try:
+            if scope["method"] != "POST":
+                await _method_not_allowed(scope, receive, send)
+                return
+            with Cut() as cut:
+                response = await self._answer(capability, endpoint, receive, cut)
+            if response is not None:
+                await _send_json(send, response.__pydantic_serializer__.to_json(response))
+        except SidecarError as error:
+            await from_error(error)(scope, receive, send)
+        except ValidationError as error:
+            await from_validation(error)(scope, receive, send)
+        except Exception as error:  # a bug of ours must be an answer, too
+            await from_unexpected(scope, error)(scope, receive, send)
+
+    async def _answer(
+        self, capability: AnyCapability, endpoint: Endpoint, receive: Receive, cut: "Cut"
+    ) -> BaseModel | None:
+        """The response, or None when the client has gone. Raises SidecarError, ValidationError."""
+        try:
+            cut.after(_BODY_S, "body")
+            body = await _body(receive)
+            cut.after(self._timeout_s, "time")
+            cut.watch(receive)
+            request = endpoint.request.model_validate_json(body)
+            return await _infer_all(self._pool, capability, endpoint, request)
+        except asyncio.CancelledError:
+            if cut.reason == "gone":
+                return None
+            if cut.reason == "body":
+                raise BodyTimeoutError(f"the request's body did not arrive within {_BODY_S:g} s") from None
+            if cut.reason == "time":
+                raise RunnerTimeoutError(f"no answer within {self._timeout_s:g} s (REQUEST_TIMEOUT)") from None
+            raise
+
+
+class Cut:
+    """Cancels the task that made it, for a reason: time over, or the client gone. What it has queued goes with it."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.reason = ""
+        self._task = task
+        self._open = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> "Cut":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = False
+        if self._timer:
+            self._timer.cancel()
+        if self._watcher:
+            self._watcher.cancel()
+
+    def after(self, timeout_s: float, reason: str) -> None:
+        """Cut then; replaces an earlier time."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._now, reason)
+
+    def watch(self, receive: Receive) -> None:
+        """Cut when the client goes. `receive` must have delivered the whole body."""
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._now("gone")
+
+        self._watcher = asyncio.ensure_future(until_gone())
+
+    def _now(self, reason: str) -> None:
+        if self._open and not self.reason:
+            self.reason = reason
+            self._task.cancel()
+
+
+def document(app: FastAPI) -> None:
+    """Have `/openapi.json` show the capability routes with their examples."""
+    documented = [_documented(capability, endpoint) for capability in CAPABILITIES for endpoint in capability.endpoints]
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=[*documented, *app.routes])
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _documented(capability: AnyCapability, endpoint: Endpoint) -> APIRoute:
+    async def answered_by_capability_routes(request: Any) -> None: ...
+
+    # The framework derives the body's schema from the parameter's annotation.
+    answered_by_capability_routes.__annotations__["request"] = endpoint.request
+    return APIRoute(
+        endpoint.path,
+        answered_by_capability_routes,
+        methods=["POST"],
+        summary=endpoint.summary,
+        operation_id=endpoint.path.strip("/").replace("/", "_"),
+        tags=[capability.name],
+        response_model=endpoint.response,
+        openapi_extra={"requestBody": {"content": {"application/json": {"example": endpoint.example}}}},
+    )
+
+
+async def _infer_all(pool: Pool, capability: AnyCapability, endpoint: Endpoint, request: BaseModel) -> BaseModel:
+    priority = Priority.BULK if endpoint.bulk else Priority.INTERACTIVE
+    parts: Sequence[Any] = endpoint.split(request)
+    if len(parts) == 1:
+        responses = [await _infer(pool, capability, parts[0], priority)]
+    else:
+        # A batch feeds the queue as it drains: it never fills it for everybody else.
+        places = asyncio.Semaphore(_BULK_PLACES)
+
+        async def one(part: Any) -> BaseModel:
+            async with places:
+                return await _infer(pool, capability, part, priority)
+
+        tasks = [asyncio.ensure_future(one(part)) for part in parts]
+        try:
+            responses = await asyncio.gather(*tasks)
+        finally:
+            # The first failure ends the request: what is still queued for it is not worth computing.
+            for task in tasks:
+                task.cancel()
+    response: BaseModel = endpoint.join(responses)
+    return response
+
+
+async def _infer(pool: Pool, capability: AnyCapability, request: BaseModel, priority: Priority) -> BaseModel:
+    """The main path: prepare → pool → finish."""
+    started = time.perf_counter()
+    spec = pool.resolve(capability.name)
+    response: BaseModel | None = capability.shortcut(request, spec.id)
+    if response is None:
+        item = capability.prepare(request)
+        output = await pool.infer(spec, capability.name, item, capability.cost(item), priority)
+        took_ms = round((time.perf_counter() - started) * 1000, 3)
+        response = capability.finish(output, Meta(spec.id, took_ms))
+    assert response is not None
+    return response
+
+
+async def _body(receive: Receive) -> bytes:
+    message = await receive()
+    parts = [message.get("body", b"")]
+    while message.get("more_body"):
+        message = await receive()
+        parts.append(message.get("body", b""))
+    return b"".join(parts)
+
+
+async def _send_json(send: Send, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _method_not_allowed(scope: Scope, receive: Receive, send: Send) -> None:
+    response = problem(405, "method_not_allowed", f"{scope['method']} {scope['path']}: only POST")
+    response.headers["Allow"] = "POST"
+    await response(scope, receive, send)

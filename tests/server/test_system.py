@@ -1,0 +1,182 @@
+"""System routes on a real server."""
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.product import Product, alive, until
+
+
+def test_health_tells_the_truth(product: Product) -> None:
+    health = product.call("GET", "/health").json()
+    assert health["status"] == "healthy" and health["warnings"] == []
+    assert health["instance_id"] == product.handshake["instance_id"]
+    assert health["models_loaded"] == {"emotion": True} and health["model_loaded"] is True
+    assert health["device"] == "cpu" and health["device_reason"]
+    assert health["cuda_available"] is False and health["gpu_name"] is None
+    assert health["queue_size"] == 0 and health["uptime_s"] > 0 and health["timestamp"].endswith("+00:00")
+
+
+def test_api_health_and_root(product: Product) -> None:
+    short = product.call("GET", "/api/health").json()
+    assert set(short) == {"status", "models_loaded", "timestamp"}
+    assert product.call("GET", "/").json() == {"name": "ml-sidecar", "version": "0.1.0", "status": "healthy"}
+
+
+def test_health_while_loading_and_when_it_cannot(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake(load="slow", load_s=1.5, wait=False)
+    product.wait("loading")
+    assert product.call("GET", "/health").json()["status"] == "starting"
+    assert product.call("GET", "/health").json()["models_loaded"] == {"emotion": False}
+    assert until(lambda: product.handshake["progress"], "load progress in the handshake")["unit"] == "steps"
+    product.wait("ready")
+
+
+def test_a_model_that_cannot_load_degrades_and_says_why(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake(load="fail")
+    assert product.handshake["phase"] == "degraded"
+    health = product.call("GET", "/health").json()
+    assert health["status"] == "degraded" and "told to fail" in health["warnings"][0]
+    answer = product.emotion("x")
+    assert answer.status == 503 and int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["code"] == "model_load_failed" and answer.json()["retryable"]
+
+
+def test_metrics_in_both_forms(product: Product) -> None:
+    product.emotion("count me")
+    text = product.call("GET", "/metrics").body.decode()
+    assert 'sidecar_http_requests_total{route="/emotion/detect",status="200"}' in text
+    assert 'sidecar_model_ready{model="minilm"} 1.0' in text
+    assert 'sidecar_batches_total{model="minilm",size="1"}' in text
+    accept = {"Authorization": f"Bearer {product.token}", "Accept": "application/json"}
+    summary = product.call("GET", "/metrics", headers=accept).json()
+    assert summary["total_requests"] == summary["completed_requests"] + summary["failed_requests"] > 0
+    assert summary["average_processing_time"] > 0
+
+
+def test_unknown_paths_make_no_new_metric(product: Product) -> None:
+    for number in range(5):
+        product.call("GET", f"/nothing-{number}")
+    assert "nothing-" not in product.call("GET", "/metrics").body.decode()
+
+
+def test_events_stream_state_then_changes(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake()
+    connection = http.client.HTTPConnection("127.0.0.1", product.port, timeout=20)
+    connection.request("GET", "/events", headers={"Authorization": f"Bearer {product.token}"})
+    response = connection.getresponse()
+    assert response.getheader("content-type", "").startswith("text/event-stream")
+
+    def event() -> tuple[str, dict[str, object]]:
+        name = ""
+        while line := response.readline().decode().rstrip("\n"):
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                return name, json.loads(line[6:])
+        return event()
+
+    assert event() == ("phase", {"phase": "ready", "status": "healthy"})
+    name, model = event()
+    assert name == "model" and model["id"] == "fake" and model["state"] == "ready"
+    product.runners()[0].kill()
+    seen = [event() for _ in range(4)]
+    assert ("phase", {"phase": "ready"}) in seen
+    assert [data["state"] for name, data in seen if name == "model"] == ["loading", "ready"]
+    connection.close()
+
+
+def test_shutdown_over_http(launch: Callable[..., Product]) -> None:
+    product = launch()
+    streaming = http.client.HTTPConnection("127.0.0.1", product.port, timeout=20)
+    streaming.request("GET", "/events", headers={"Authorization": f"Bearer {product.token}"})
+    stream = streaming.getresponse()
+    started = time.monotonic()
+    assert product.call("POST", "/shutdown").status == 202
+    assert product.process.wait(15) == 0
+    assert time.monotonic() - started < 5, "an open event stream must not hold up the end"
+    assert b"stopping" in stream.read()
+    assert not (product.home / "run" / "sidecar.json").exists()
+    streaming.close()
+
+
+def test_a_full_queue_answers_503_with_a_computed_retry_after(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake(item_s=0.4, max_items=1, env={"SIDECAR_QUEUE_SIZE": "8"})
+    connections = []
+    body = json.dumps({"text": "wait"})
+    for _ in range(30):
+        connection = http.client.HTTPConnection("127.0.0.1", product.port, timeout=30)
+        connection.request("POST", "/emotion/detect", body, {"Authorization": f"Bearer {product.token}"})
+        connections.append(connection)
+    statuses, waits = [], []
+    for connection in connections:
+        response = connection.getresponse()
+        statuses.append(response.status)
+        if response.status == 503:
+            waits.append(int(response.getheader("retry-after", "0")))
+            assert json.loads(response.read())["code"] == "overloaded"
+        connection.close()
+    assert statuses.count(200) == 10 and statuses.count(503) == 20
+    assert all(wait >= 1 for wait in waits)
+
+
+def test_clients_that_left_are_dropped_from_the_queue(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake(item_s=0.3, max_items=1)
+    connections = []
+    for _ in range(12):
+        connection = http.client.HTTPConnection("127.0.0.1", product.port, timeout=30)
+        connection.request(
+            "POST", "/emotion/detect", json.dumps({"text": "x"}), {"Authorization": f"Bearer {product.token}"}
+        )
+        connections.append(connection)
+    until(lambda: product.call("GET", "/health").json()["queue_size"] >= 9, "the queue fills")
+    for connection in connections:
+        connection.close()
+    until(lambda: product.call("GET", "/health").json()["queue_size"] == 0, "the queue empties", 2.0)
+    assert 'sidecar_items_dropped_total{model="fake"}' in product.call("GET", "/metrics").body.decode()
+    assert product.emotion("next").status == 200
+
+
+def test_stdin_of_the_server_is_its_life_line(launch: Callable[..., Product]) -> None:
+    product = launch()
+    tree = product.tree()
+    assert len(tree) == 3
+    os.kill(product.process.pid, 9)
+    until(lambda: not any(map(alive, tree)), "the tree is gone", 2.0)
+
+
+def test_one_bad_catalogue_file_silences_nobody(launch: Callable[..., Product], tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("nonsense")
+    product = launch(SIDECAR_CATALOGUE=str(tmp_path))
+    health = product.call("GET", "/health").json()
+    assert health["status"] == "degraded" and "bad.toml" in health["warnings"][0]
+    assert product.emotion("I am so happy today!").json()["emotion"] == "joy"
+
+
+def test_requests_that_shutdown_cuts_off_get_an_answer(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake(item_s=30.0, timeout_s=60.0, env={"SIDECAR_DRAIN": "0.5"})
+    with ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(product.emotion, "slow") for _ in range(3)]
+        until(lambda: product.call("GET", "/health").json()["queue_size"] >= 1, "all three are in")
+        product.process.terminate()
+        for answer in answers:
+            got = answer.result(20)
+            assert got.status == 503 and got.json()["code"] == "shutting_down" and "retry-after" in got.headers
+    assert product.process.wait(15) == 0
+    assert "Traceback" not in product.log()
+
+
+def test_retry_after_is_near_the_truth(launch_fake: Callable[..., Product]) -> None:
+    product = launch_fake(item_s=0.05, max_items=1, env={"SIDECAR_QUEUE_SIZE": "60"})
+    with ThreadPoolExecutor(80) as threads:
+        for _ in range(20):
+            product.emotion("warm up")
+        started = time.monotonic()
+        answers = list(threads.map(lambda n: (product.emotion(f"t{n}"), time.monotonic()), range(80)))
+    took_s = max(at for answer, at in answers if answer.status == 200) - started
+    waits = [int(answer.headers["retry-after"]) for answer, _ in answers if answer.status == 503]
+    assert waits and took_s / 3 <= max(waits) <= took_s * 3 + 1
