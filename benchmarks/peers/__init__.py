@@ -1,0 +1,1 @@
+"""The contestants: what they serve is in model.py, how they are started in contestants.py."""
