@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     contestants.forget_python_settings()
-    setup = Setup(peers_python(), threads=1, failing=True, item_s=ITEM_S)
+    setup = Setup(peers_python(), cores=1, failing=True, item_s=ITEM_S)
     report.print_machine()
     figures: dict[str, Any] = {}
     for name, start in CONTESTANTS.items():

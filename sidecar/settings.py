@@ -235,7 +235,9 @@ _RUNNER_SETTINGS = frozenset(["SIDECAR_HOME", "SIDECAR_CATALOGUE", "SIDECAR_THRE
 
 def runner_environment() -> dict[str, str]:
     """The environment of a runner process."""
-    return {key: value for key, value in os.environ.items() if key.upper() in _RUNNER_ENV | _RUNNER_SETTINGS}
+    inherited = {key: value for key, value in os.environ.items() if key.upper() in _RUNNER_ENV | _RUNNER_SETTINGS}
+    # Its thread pool would compete with the batches computed beside, for texts too short to gain from it.
+    return inherited | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def role_command(*role: str, python: Path | None = None) -> list[str]:

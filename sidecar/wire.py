@@ -48,6 +48,8 @@ class Ready(msgspec.Struct, tag="READY", frozen=True):
     device: str
     device_reason: str
     load_ms: float
+    parallel: int = 1
+    """Batches that it computes at the same time."""
 
 
 class Progress(msgspec.Struct, tag="PROGRESS", frozen=True):

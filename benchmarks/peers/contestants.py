@@ -36,13 +36,18 @@ class Setup:
     """What all contestants have in common. `failing`: no model, but one that raises on a bad text."""
 
     python: Path
-    threads: int
+    cores: int
     litserve_queue: str = "default"
     failing: bool = False
     item_s: float = 0.0
 
-    def environment(self) -> dict[str, str]:
-        """The environment of a peer: the catalogue entry of the embedded model, as JSON."""
+    @property
+    def workers(self) -> int:
+        """Processes of a peer, one thread each, which is how our runner uses the cores; one for the failing model."""
+        return 1 if self.failing else self.cores
+
+    def environment(self, threads: int = 1) -> dict[str, str]:
+        """The environment of a peer: the catalogue entry of the embedded model, as JSON; `threads` of one batch."""
         spec = read_spec(BUILT_IN / "minilm.toml")
         graph = next(file.path for file in spec.files if file.path.endswith(".onnx"))
         config: dict[str, Any] = {
@@ -52,14 +57,14 @@ class Setup:
             "output": spec.heads["emotion"].output,
             "labels": spec.heads["emotion"].labels,
             "switches": spec.heads["emotion"].inputs,
-            "threads": self.threads,
+            "threads": threads,
             "failing": self.failing,
             "item_s": self.item_s,
         }
         return {**clean_environment(), "BENCHMARK_MODEL": json.dumps(config)}
 
 
-def default_threads() -> int:
+def default_cores() -> int:
     """As many as our runner takes by itself (sidecar/runner/worker.py)."""
     return min(8, usable_cores())
 
@@ -79,7 +84,7 @@ def forget_python_settings() -> None:
 def ours(setup: Setup) -> Iterator[Target]:
     """The product as it is, in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="sidecar-benchmark-") as folder:
-        env = {"SIDECAR_THREADS": str(setup.threads)}
+        env = {"SIDECAR_THREADS": str(setup.cores)}
         if setup.failing:
             catalogue = write_fake(Path(folder) / "catalogue", item_s=setup.item_s)
             env["SIDECAR_CATALOGUE"] = str(catalogue)
@@ -90,12 +95,12 @@ def ours(setup: Setup) -> Iterator[Target]:
 
 
 def litserve(setup: Setup, batch_timeout_s: float) -> Started:
-    arguments = (str(batch_timeout_s), str(MAX_BATCH), setup.litserve_queue)
+    arguments = (str(batch_timeout_s), str(MAX_BATCH), setup.litserve_queue, str(setup.workers))
     return _peer(setup, "litserve_app.py", *arguments)
 
 
 def mosec(setup: Setup, wait_ms: int) -> Started:
-    return _peer(setup, "mosec_app.py", str(wait_ms), str(MAX_BATCH))
+    return _peer(setup, "mosec_app.py", str(wait_ms), str(MAX_BATCH), str(setup.workers))
 
 
 CONTESTANTS: dict[str, Callable[[Setup], Started]] = {
@@ -147,10 +152,15 @@ def _await_answer(name: str, target: Target, alive: Callable[[], bool], log: Any
     raise SystemExit(f"{name} did not answer within {READY_S:g} s (or ended)\n{said}")
 
 
-def bare(setup: Setup, bodies: Path, batch: int, warmup_s: float, seconds: float) -> Measured:
-    """The model alone in a process of its own, batches of `batch` texts back to back."""
-    command = [str(setup.python), str(HERE / "bare.py"), str(bodies), str(batch), str(warmup_s), str(seconds)]
-    done = subprocess.run(command, env=setup.environment(), capture_output=True, text=True)
+def bare(setup: Setup, bodies: Path, batch: int, warmup_s: float, seconds: float, parallel: bool = False) -> Measured:
+    """The model alone in a process of its own, batches of `batch` texts back to back.
+
+    All cores work on one batch, or with `parallel` each on one of its own.
+    """
+    workers, threads = (setup.cores, 1) if parallel else (1, setup.cores)
+    arguments = [str(bodies), str(batch), str(warmup_s), str(seconds), str(workers)]
+    command = [str(setup.python), str(HERE / "bare.py"), *arguments]
+    done = subprocess.run(command, env=setup.environment(threads), capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"bare.py failed: {done.stderr[-3000:]}")
     return Measured(**json.loads(done.stdout))

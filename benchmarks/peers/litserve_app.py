@@ -1,4 +1,4 @@
-"""LitServe serving the model: arguments port, batch timeout (s), largest batch, queue ("default" or "zmq")."""
+"""LitServe serving the model: arguments port, batch timeout (s), largest batch, queue ("default" or "zmq"), workers."""
 
 import sys
 from typing import Any
@@ -32,7 +32,7 @@ class EmotionAPI(litserve.LitAPI):
 if __name__ == "__main__":
     api = EmotionAPI(max_batch_size=int(sys.argv[3]), batch_timeout=float(sys.argv[2]), api_path="/emotion/detect")
     server = litserve.LitServer(
-        api, accelerator="cpu", devices=1, workers_per_device=1, fast_queue=sys.argv[4] == "zmq"
+        api, accelerator="cpu", devices=1, workers_per_device=int(sys.argv[5]), fast_queue=sys.argv[4] == "zmq"
     )
     server.run(
         host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", generate_client_file=False, access_log=False

@@ -1,4 +1,4 @@
-"""mosec serving the model: arguments port, longest wait for a batch (ms), largest batch."""
+"""mosec serving the model: arguments port, longest wait for a batch (ms), largest batch, workers."""
 
 import sys
 from typing import Any
@@ -19,11 +19,15 @@ class EmotionWorker(Worker):
 
 
 if __name__ == "__main__":
-    port, wait_ms, max_batch = sys.argv[1:4]
+    port, wait_ms, max_batch, workers = sys.argv[1:5]
     # mosec reads the rest of its settings from the command line itself.
     sys.argv[1:] = ["--address", "127.0.0.1", "--port", port, "--log-level", "error"]
     server = Server()
     server.append_worker(
-        EmotionWorker, max_batch_size=int(max_batch), max_wait_time=int(wait_ms), route="/emotion/detect"
+        EmotionWorker,
+        num=int(workers),
+        max_batch_size=int(max_batch),
+        max_wait_time=int(wait_ms),
+        route="/emotion/detect",
     )
     server.run()

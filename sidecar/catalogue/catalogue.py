@@ -44,6 +44,7 @@ class BatchLimits(_Strict):
 
     max_items: int = Field(32, ge=1)
     max_padded_tokens: int = Field(2048, ge=1, description="items × longest item, in tokens")
+    max_padding: float = Field(1.0, ge=0, le=1, description="share of the padded tokens that may be padding")
     timeout_s: float = Field(30.0, gt=0, description="silence after which a running batch counts as hung (s)")
 
 
@@ -61,6 +62,9 @@ class ModelSpec(_Strict):
     memory_limit_mb: int = Field(0, ge=0, description="RSS at which its runner is ended (MiB); 0 takes the setting")
     folder: Path = Field(description="where the files lie, relative to the TOML")
     files: tuple[ModelFile, ...] = ()
+    threads: int = Field(
+        0, ge=0, description="threads of one batch; the other cores compute further batches beside it. 0: all on one"
+    )
     window: int = Field(512, ge=8, description="longest input (tokens); longer ones are truncated")
     heads: dict[str, Head] = {}
     batch: BatchLimits = BatchLimits()

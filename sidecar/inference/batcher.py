@@ -1,8 +1,8 @@
 """Timer-free batching for one model.
 
 While a batch runs, requests queue; when it returns, what is queued goes as the next one, cut to a padded-token budget.
-One more batch is in flight than runs, which hides the pipe and the HTTP work between two batches. An idle runner
-starts at once: there is no window to wait for.
+One more batch is in flight than the runner computes at once, which hides the pipe and the HTTP work between two
+batches. An idle runner starts at once: there is no window to wait for.
 """
 
 import asyncio
@@ -27,7 +27,6 @@ from sidecar.errors import (
     SidecarError,
 )
 
-MAX_IN_FLIGHT = 2
 MAX_ATTEMPTS = 2  # a request is retried once after its runner died
 POISON_CRASHES = 3  # crashes in a row on the same input after which that input is refused
 _POISON_MEMORY = 1024
@@ -86,8 +85,8 @@ def cut(queue: Sequence[Job], limits: BatchLimits, now: float) -> list[Job]:
     """Choose the next batch: pure, and O(n log n) in the queue.
 
     The anchor is the oldest job of the best priority, so nobody starves; it is joined by the jobs of its capability
-    nearest to it in length, until `max_items` or the padded-token budget is reached. Jobs whose runner died under them
-    go alone, so that a poisonous one takes nobody along.
+    nearest to it in length, until `max_items`, the padded-token budget or the share of padding is reached. Jobs whose
+    runner died under them go alone, so that a poisonous one takes nobody along.
     """
     anchor = min(queue, key=lambda job: (_rank(job, now), job.queued_at))
     if anchor.crashes:
@@ -96,15 +95,25 @@ def cut(queue: Sequence[Job], limits: BatchLimits, now: float) -> list[Job]:
         (job for job in queue if job.capability == anchor.capability and not job.crashes), key=lambda job: job.cost
     )
     low = high = next(index for index, job in enumerate(mates) if job is anchor)
+    tokens = anchor.cost
     # Grow around the anchor. A shorter neighbour costs only its own padding, so it is taken first.
     while high - low + 1 < limits.max_items:
-        if low > 0 and (high - low + 2) * mates[high].cost <= limits.max_padded_tokens:
+        if low > 0 and _fits(high - low + 2, mates[high].cost, tokens + mates[low - 1].cost, limits):
             low -= 1
-        elif high + 1 < len(mates) and (high - low + 2) * mates[high + 1].cost <= limits.max_padded_tokens:
+            tokens += mates[low].cost
+        elif high + 1 < len(mates) and _fits(
+            high - low + 2, mates[high + 1].cost, tokens + mates[high + 1].cost, limits
+        ):
             high += 1
+            tokens += mates[high].cost
         else:
             break
     return mates[low : high + 1]
+
+
+def _fits(items: int, longest: int, tokens: int, limits: BatchLimits) -> bool:
+    padded = items * longest
+    return padded <= limits.max_padded_tokens and padded - tokens <= limits.max_padding * padded
 
 
 def _rank(job: Job, now: float) -> int:
@@ -140,6 +149,8 @@ class Batcher:
         self._flights: set[asyncio.Task[None]] = set()
         self._poison: OrderedDict[bytes, int] = OrderedDict()
         self._landed_at = 0.0
+        self._parallel = 1
+        self._alone = False
         self.stats = Stats()
 
     def __len__(self) -> int:
@@ -169,6 +180,11 @@ class Batcher:
         self._pump()
         return future
 
+    def set_parallel(self, count: int) -> None:
+        """How many batches the runner computes at once."""
+        self._parallel = count
+        self._pump()
+
     def fail_all(self, error: SidecarError) -> None:
         """End everything that waits or runs with `error`."""
         for job in list(self._unsettled):
@@ -180,8 +196,13 @@ class Batcher:
             self.stats.dropped += 1
 
     def _pump(self) -> None:
-        while self._queue and len(self._flights) < MAX_IN_FLIGHT:
+        while self._queue and not self._alone and len(self._flights) <= self._parallel:
             batch = cut(list(self._queue.values()), self._limits, self._clock())
+            if batch[0].crashes:
+                # The suspect of a crash runs with nothing beside it: nobody else may be blamed, or die with it.
+                if self._flights:
+                    return
+                self._alone = True
             for job in batch:
                 del self._queue[id(job)]
             flight = asyncio.get_running_loop().create_task(self._fly(batch))
@@ -190,6 +211,7 @@ class Batcher:
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flights.discard(flight)
+        self._alone = False
         self._pump()
 
     async def _fly(self, batch: list[Job]) -> None:
@@ -220,7 +242,7 @@ class Batcher:
             for job in batch:
                 _settle(job, InferenceError(f"internal error: {type(error).__name__}"))
         else:
-            # Two flights overlap, but the runner works on one at a time: count from when the one before landed.
+            # Flights overlap, but what counts is how fast they land: count from when the one before did.
             now = self._clock()
             self.stats.served(len(batch), now - max(started, self._landed_at))
             self._landed_at = now

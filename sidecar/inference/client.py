@@ -5,6 +5,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 from sidecar import wire
@@ -30,6 +31,8 @@ _SIGKILL, _SIGTERM = 9, 15
 class _Flight:
     future: asyncio.Future[list[Any]]
     timeout_s: float
+    deadline: asyncio.TimerHandle | None = None
+    """Set while the runner is at it."""
 
 
 class RunnerClient(asyncio.SubprocessProtocol):
@@ -60,6 +63,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
         self._decoder = wire.Decoder()
         self._flights: OrderedDict[int, _Flight] = OrderedDict()
         self._next_id = 1
+        self._parallel = 1
         self._deadline: asyncio.TimerHandle | None = None
         self._verdict: SidecarError | None = None
         self._stderr_tail = b""
@@ -127,8 +131,10 @@ class RunnerClient(asyncio.SubprocessProtocol):
         self._on_death(self)
         flights, self._flights = self._flights, OrderedDict()
         for position, flight in enumerate(flights.values()):
+            if flight.deadline:
+                flight.deadline.cancel()
             if not flight.future.done():
-                flight.future.set_exception(error if position == 0 else NotStartedError())
+                flight.future.set_exception(error if position < self._parallel else NotStartedError())
         self.dead.set_result(None)
 
     def _cause_of_death(self) -> SidecarError:
@@ -155,8 +161,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
         frame = wire.encode(wire.Infer(batch_id, capability, items))
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         self._flights[batch_id] = _Flight(future, timeout_s)
-        if len(self._flights) == 1:
-            self._arm(timeout_s)
+        self._watch_begun()
         self._stdin.write(frame)
         return await future
 
@@ -202,6 +207,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
                 self._finish(batch_id, None, from_wire(code, text))
             case wire.Ready() if not self.ready.done():
                 self._disarm()
+                self._parallel = message.parallel
                 self.ready.set_result(message)
             case wire.Progress() if not self.ready.done():
                 self._arm(self._ready_timeout_s)
@@ -213,16 +219,21 @@ class RunnerClient(asyncio.SubprocessProtocol):
         flight = self._flights.pop(batch_id, None)
         if flight is None:
             raise WireError(f"answer to unknown batch {batch_id}")
-        if self._flights:
-            self._arm(next(iter(self._flights.values())).timeout_s)
-        else:
-            self._disarm()
+        if flight.deadline:
+            flight.deadline.cancel()
+        self._watch_begun()
         if flight.future.done():
             return
         if error is not None:
             flight.future.set_exception(error)
         else:
             flight.future.set_result(outputs or [])
+
+    def _watch_begun(self) -> None:
+        """Batches begin in the order of sending, as many at a time as the runner computes at once."""
+        for flight in islice(self._flights.values(), self._parallel):
+            if flight.deadline is None:
+                flight.deadline = self._loop.call_later(flight.timeout_s, self._expire, flight.timeout_s)
 
     def _arm(self, timeout_s: float) -> None:
         self._disarm()

@@ -136,6 +136,7 @@ class Slot:
             self.error = None
             self._set_state("ready")
             self._ready.set_result(client)
+            self.batcher.set_parallel(self.device.parallel)
             await asyncio.shield(client.dead)
             self.restarts += 1
             crashes = 1 if client.served else crashes + 1

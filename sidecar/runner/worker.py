@@ -19,6 +19,7 @@ from sidecar.settings import Settings
 _MAX_THREADS = 8
 
 frames_out_fd = -1
+_sending = threading.Lock()
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +31,8 @@ def main(argv: list[str]) -> int:
     try:
         settings = Settings.load()
         spec = Catalogue.of(settings).get(argv[0])
-        threads = settings.threads or min(_MAX_THREADS, process.usable_cores())
+        cores = settings.threads or min(_MAX_THREADS, process.usable_cores())
+        threads = min(spec.threads or cores, cores)
         started = time.perf_counter()
         adapter = make_adapter(spec, threads)
         adapter.load(lambda item, done, total, unit: _send(wire.Progress(item, done, total, unit)))
@@ -38,10 +40,13 @@ def main(argv: list[str]) -> int:
         _send(_as_error(0, error))
         raise
     work = Work(adapter)
+    parallel = cores // threads
     threading.Thread(target=_read, args=(frames_in_fd, work), name="frames-in", daemon=True).start()
+    for number in range(1, parallel):
+        threading.Thread(target=work.run, name=f"compute-{number}", daemon=True).start()
     # What start-up made lives as long as the process: out of the collector's way, so that it never pauses a batch.
     gc.freeze()
-    _send(wire.Ready(adapter.device, adapter.device_reason, (time.perf_counter() - started) * 1000))
+    _send(wire.Ready(adapter.device, adapter.device_reason, (time.perf_counter() - started) * 1000, parallel))
     work.run()
     return 0
 
@@ -65,8 +70,9 @@ def _take_stdio() -> int:
 
 def _send(message: wire.Message) -> None:
     view = memoryview(wire.encode(message))
-    while view:
-        view = view[os.write(frames_out_fd, view) :]
+    with _sending:
+        while view:
+            view = view[os.write(frames_out_fd, view) :]
 
 
 def _as_error(batch_id: int, error: BaseException) -> wire.Error:
@@ -79,7 +85,7 @@ def _as_error(batch_id: int, error: BaseException) -> wire.Error:
 
 
 class Work:
-    """Batches between the reading thread and the computing one (the main thread)."""
+    """Batches between the reading thread and the computing ones (one of them the main thread)."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter

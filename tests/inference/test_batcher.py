@@ -70,6 +70,14 @@ def test_cut_prefers_neighbours_in_length_to_the_oldest() -> None:
     assert cut_costs(queue, max_padded_tokens=110) == [48, 50]
 
 
+def test_cut_keeps_padding_within_its_share() -> None:
+    queue = [job(10, 0), job(11, 1), job(12, 2), job(30, 3), job(2, 4)]
+    assert cut_costs(queue, max_padding=0.1) == [10, 11, 12]
+    assert cut_costs(queue, max_padding=0.0) == [10]
+    assert cut_costs([job(7, 0), job(7, 1)], max_padding=0.0) == [7, 7]
+    assert len(cut_costs(queue, max_padding=1.0)) == 5
+
+
 def test_cut_always_holds_the_oldest_even_over_budget() -> None:
     assert cut_costs([job(500, 0), job(1, 1)], max_padded_tokens=100) == [500]
 
@@ -298,5 +306,31 @@ def test_a_bug_in_a_flight_leaves_nobody_waiting() -> None:
             results = await asyncio.gather(*submit(batcher, *"abcde"), return_exceptions=True)
             assert all(isinstance(result, InferenceError) for result in results)
             assert not batcher.busy
+
+    run(test)
+
+
+def test_the_suspect_of_a_crash_runs_with_nothing_beside_it() -> None:
+    running: set[str] = set()
+    company: list[set[str]] = []
+    crashed = False
+
+    async def parallel(capability: str, items: list[str]) -> list[str]:
+        nonlocal crashed
+        running.update(items)
+        company.append(set(running))
+        await asyncio.sleep(0.001)
+        running.difference_update(items)
+        if "suspect" in items and not crashed:
+            crashed = True
+            raise RunnerCrashedError("died")
+        return items
+
+    async def test() -> None:
+        batcher = Batcher(parallel, BatchLimits(max_items=1), 100, asyncio.get_running_loop().time)
+        batcher.set_parallel(3)
+        await asyncio.gather(*submit(batcher, "a", "suspect", *"bcdefgh"))
+        assert max(len(each) for each in company) == 4, "three at once, and one to hide the pipe"
+        assert [each for each in company if "suspect" in each][-1] == {"suspect"}
 
     run(test)
