@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sidecar.errors import EXIT_BAD_CONFIG, ConfigError
 
 EXIT_USAGE = 2
-ROLES = "supervise | serve | run <model-id> | status | stop | logs"
+ROLES = "supervise | serve | run <model-id> | models <command> | status | stop | logs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +34,10 @@ def _play(role: str, argv: list[str]) -> int:
             from sidecar.runner.worker import main as main_run
 
             return main_run(argv)
+        case "models":
+            from sidecar.catalogue.cli import main_models
+
+            return main_models(argv)
         case "status":
             from sidecar.supervisor.cli import main_status
 

@@ -102,6 +102,74 @@ class OverloadedError(SidecarError):
     retryable = True
 
 
+class DownloadError(SidecarError):
+    """A model could not be fetched; what arrived is kept and the next try goes on from there."""
+
+    code = "download_failed"
+    retryable = True
+
+
+class OfflineError(DownloadError):
+    """The hub cannot be reached, or the user forbids it (`HF_HUB_OFFLINE`)."""
+
+    code = "offline"
+
+
+class DownloadCancelledError(DownloadError):
+    """Somebody asked for the download to stop."""
+
+    code = "download_cancelled"
+
+
+class HashMismatchError(DownloadError):
+    """Size or hash of a file is not what catalogue or lock say; the file has been thrown away."""
+
+    code = "hash_mismatch"
+    retryable = False
+
+
+class RevisionNotFoundError(DownloadError):
+    """The hub does not have this repository, revision or file."""
+
+    code = "revision_not_found"
+    retryable = False
+
+
+class AccessDeniedError(DownloadError):
+    """The hub wants a token, or its owner's conditions accepted."""
+
+    code = "access_denied"
+    retryable = False
+
+
+class LicenceRequiredError(DownloadError):
+    """The user has to agree to the licence first."""
+
+    code = "licence_required"
+    retryable = False
+
+
+class PickleRefusedError(DownloadError):
+    """A pickle can run code when it is loaded; it is refused unless the user allows that very file."""
+
+    code = "pickle_refused"
+    retryable = False
+
+
+class DiskFullError(DownloadError):
+    """The volume of the cache has no room for the model."""
+
+    code = "disk_full"
+    retryable = False
+
+
+class CacheReadOnlyError(DownloadError):
+    """The cache or data folder cannot be written."""
+
+    code = "cache_read_only"
+    retryable = False
+
+
 class RunnerCrashedError(SidecarError):
     """The runner died while this request was with it, and so did its retry."""
 

@@ -1,10 +1,17 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sidecar.capabilities import CAPABILITIES
-from sidecar.catalogue.catalogue import BUILT_IN, Catalogue, read_spec
+from sidecar.catalogue.cache import ModelCache
+from sidecar.catalogue.catalogue import BUILT_IN, Catalogue, installed_profiles, read_spec
+from sidecar.catalogue.downloader import download
+from sidecar.catalogue.spec import ADAPTED, is_commit
 from sidecar.errors import ConfigError, ModelNotFoundError
+from sidecar.runner.adapters import ADAPTERS
+from sidecar.settings import Settings
+from tests.catalogue.conftest import TOML
 from tests.product import write_fake
 
 
@@ -59,4 +66,105 @@ def test_a_bad_file_is_named_with_the_field(text: str, named: str, tmp_path: Pat
     path = tmp_path / "bad.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=f"bad.toml: .*{named}"):
+        read_spec(path)
+
+
+def test_runtimes_with_an_adapter_are_those_of_the_runner() -> None:
+    assert set(ADAPTERS) == ADAPTED
+
+
+def test_the_table_of_models_is_there() -> None:
+    specs = Catalogue([BUILT_IN]).specs
+    assert len(specs) >= 27
+    for spec in specs.values():
+        assert spec.smaller is None or spec.smaller in specs, spec.id
+        assert spec.smaller is None or specs[spec.smaller].memory_mb < spec.memory_mb, spec.id
+        assert spec.memory_mb, spec.id
+    pinned = [spec for spec in specs.values() if spec.source and is_commit(spec.source.revision)]
+    assert len(pinned) >= 12
+
+
+def test_an_entry_without_adapter_or_profile_is_never_picked(tmp_path: Path) -> None:
+    write_fake(tmp_path)
+    for runtimes, profiles, kinds in (
+        ({"onnx"}, ("base",), ["runtime"]),
+        ({"fake"}, (), ["profile"]),
+        ((), (), ["runtime", "profile"]),
+    ):
+        catalogue = Catalogue([tmp_path], runtimes=runtimes, profiles=lambda names=profiles: names)
+        assert [one.kind for one in catalogue.obstacles(catalogue.get("fake"))] == kinds
+        assert catalogue.for_capability("emotion") == []
+
+
+def test_a_refresh_finds_what_came_in_the_meantime(
+    tmp_path: Path, cache: ModelCache, publish: Callable[..., str]
+) -> None:
+    publish()
+    profiles = {"base"}
+    (tmp_path / "tiny.toml").write_text(
+        TOML.format(
+            id="tiny", repo="acme/tiny", runtime="onnx", source="", more='profile="new"\nfiles=[{path="model.onnx"}]'
+        )
+    )
+    catalogue = Catalogue([BUILT_IN, tmp_path], cache, profiles=lambda: profiles)
+    assert catalogue.for_capability("emotion")[0].id == "minilm"
+    folder = download(catalogue.get("tiny"), cache)
+    profiles.add("new")
+    assert catalogue.for_capability("emotion")[0].id == "minilm", "looked up once"
+    catalogue.refresh()
+    best = catalogue.for_capability("emotion")[0]
+    assert best.id == "tiny" and best.folder == folder and best.files[0].size == 300_000
+    (tmp_path / "broken.toml").write_text("id = ")
+    with pytest.raises(ConfigError):
+        catalogue.refresh()
+    assert catalogue.get("tiny") is best, "what was known stays"
+
+
+def test_a_folder_or_a_file_of_this_computer_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "chat.gguf").touch()
+    path = tmp_path / "own.toml"
+    text = 'id="own"\ntitle="t"\ncapabilities=["chat"]\nruntime="llama"\nlicence="none"\n[source]\npath="{}"\n'
+    path.write_text(text.format("weights/chat.gguf"))
+    spec = read_spec(path)
+    assert spec.folder == tmp_path / "weights" and [file.path for file in spec.files] == ["chat.gguf"]
+    path.write_text(text.format(tmp_path / "weights"))
+    assert read_spec(path).folder == tmp_path / "weights" and not read_spec(path).is_hub
+
+
+def test_the_users_data_folder_is_read(tmp_path: Path) -> None:
+    write_fake(tmp_path / "catalogue")
+    catalogue = Catalogue.of(Settings.load(home=tmp_path))
+    assert catalogue.get("fake").folder == tmp_path / "catalogue"
+    (tmp_path / "env" / "torch-0123456789ab").mkdir(parents=True)
+    assert installed_profiles(Settings.load(home=tmp_path)) == {"base"}, "half made"
+    (tmp_path / "env" / "torch-0123456789ab" / "complete.json").touch()
+    assert installed_profiles(Settings.load(home=tmp_path)) == {"base", "torch"}
+
+
+HUB = 'id="x"\ntitle="t"\ncapabilities=["c"]\nruntime="torch"\nlicence="l"\n{more}\n[source]\nrepo="{repo}"\n{source}\n'
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"more": 'files=[{path="../evil.json"}]'}, "no path inside"),
+        ({"more": 'files=[{path="/etc/passwd"}]'}, "no path inside"),
+        ({"more": 'files=[{path="a\\\\b"}]'}, "character"),
+        ({"more": 'files=[{path="C:x"}]'}, "character"),
+        ({"more": 'files=[{path="sub/NUL.txt"}]'}, "device"),
+        ({"more": 'files=[{path="a.part"}]'}, "unfinished"),
+        ({"more": 'files=[{path="a"},{path="A"}]'}, "named twice"),
+        ({"more": 'files=[{path="pytorch_model.bin"}]'}, "pickle = true"),
+        ({"more": 'files=[{path="a", sha256="zz"}]'}, "sha256"),
+        ({}, "names its `files`"),
+        ({"repo": "../up", "source": 'include=["*"]'}, "repo"),
+        ({"source": 'include=["*"]\nrevision="../x"'}, "revision"),
+        ({"source": 'include=["*"]\npath="x"'}, "either `repo` or `path`"),
+    ],
+)
+def test_what_a_toml_may_not_say(values: dict[str, str], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(HUB.format(**{"more": "", "repo": "a/b", "source": "", **values}))
+    with pytest.raises(ConfigError, match=named):
         read_spec(path)
