@@ -78,6 +78,17 @@ class Settings(BaseSettings):
         text="Longest silence of a loading runner (s); progress extends it",
         gt=0,
     )
+    keep_alive: str = _env(
+        "SIDECAR_KEEP_ALIVE",
+        default="5m",
+        text='How long an idle model stays in memory: "5m", seconds, 0, or -1 for ever',
+    )
+    memory_budget_bytes: int = _env(
+        "SIDECAR_MEMORY_BUDGET",
+        default=0,
+        text="Memory of all models together (bytes); 0 is 60 % of the computer's",
+        ge=0,
+    )
     runner_memory_limit_bytes: int = _env(
         "SIDECAR_RUNNER_MEMORY_LIMIT",
         default=0,

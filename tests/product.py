@@ -22,7 +22,9 @@ title = "a fake"
 capabilities = ["emotion"]
 runtime = "fake"
 licence = "none"
-preference = 100
+preference = {preference}
+memory_mb = {memory_mb}
+{more}
 folder = "."
 memory_limit_mb = {memory_limit_mb}
 
@@ -38,13 +40,14 @@ max_items = {max_items}
 load = "{load}"
 load_s = {load_s}
 item_s = {item_s}
+ballast_mb = {ballast_mb}
 """
 
 
 def write_fake(folder: Path, **values: Any) -> Path:
     """A catalogue folder with one fake model that is preferred to the embedded one."""
     defaults = {"id": "fake", "load": "ok", "load_s": 0.0, "item_s": 0.0, "timeout_s": 2.0}
-    defaults |= {"max_items": 32, "memory_limit_mb": 0}
+    defaults |= {"max_items": 32, "memory_limit_mb": 0, "ballast_mb": 0, "preference": 100, "memory_mb": 0, "more": ""}
     folder.mkdir(parents=True, exist_ok=True)
     text = FAKE_TOML.format(**{**defaults, **values})
     (folder / f"{values.get('id', 'fake')}.toml").write_text(text, encoding="utf-8")

@@ -8,12 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 ResponseT = TypeVar("ResponseT", bound=BaseModel)
 ItemT = TypeVar("ItemT")
 OutputT = TypeVar("OutputT")
+
+
+class InferenceRequest(BaseModel):
+    """What every request may say besides its content."""
+
+    model: str | None = Field(None, description="answer with this model of the catalogue, not the best one")
+    keep_alive: float | str | None = Field(
+        None, description='how long the model stays in memory afterwards: seconds, "5m", 0, or -1 for ever'
+    )
 
 
 class Meta(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
-from sidecar.capabilities.base import Capability, Endpoint, Meta, TextClassifier, text_cost
+from sidecar.capabilities.base import Capability, Endpoint, InferenceRequest, Meta, TextClassifier, text_cost
 
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 MAX_BATCH_TEXTS = 256
@@ -15,7 +15,7 @@ MAX_BATCH_TEXTS = 256
 _MAX_CHARACTERS = 8192
 
 
-class EmotionRequest(BaseModel):
+class EmotionRequest(InferenceRequest):
     """One text. Blank is answered neutral; longer than the model's window is truncated."""
 
     text: str
@@ -38,7 +38,7 @@ class EmotionResponse(BaseModel):
     model: str
 
 
-class EmotionBatchRequest(BaseModel):
+class EmotionBatchRequest(InferenceRequest):
     """Up to 256 texts."""
 
     texts: Annotated[list[str], Field(max_length=MAX_BATCH_TEXTS)]
@@ -68,7 +68,9 @@ class Emotion(Capability[EmotionRequest, str, list[tuple[str, float]], EmotionRe
             response=EmotionBatchResponse,
             summary="Emotion of several texts",
             example={"texts": ["I am so happy today!", "They cancelled it again without a word."]},
-            split=lambda batch: [EmotionRequest(text=text) for text in batch.texts],
+            split=lambda batch: [
+                EmotionRequest(text=text, model=batch.model, keep_alive=batch.keep_alive) for text in batch.texts
+            ],
             join=lambda responses: EmotionBatchResponse(results=list(responses)),
             bulk=True,
         ),

@@ -17,7 +17,7 @@ from sidecar.catalogue.spec import (
     ModelSpec,
     Source,
 )
-from sidecar.errors import ConfigError, ModelNotFoundError
+from sidecar.errors import ConfigError, ModelNotFoundError, ModelUnavailableError
 from sidecar.settings import ROOT, Settings
 
 if sys.version_info >= (3, 11):
@@ -135,6 +135,14 @@ class Catalogue:
         except KeyError:
             known = ", ".join(sorted(self.specs))
             raise ModelNotFoundError(f"no model {model_id!r} in the catalogue; known: {known}") from None
+
+    def usable(self, model_id: str) -> ModelSpec:
+        """The entry, if it can answer. Raises ModelNotFoundError, or ModelUnavailableError with the cure."""
+        spec = self.get(model_id)
+        if obstacles := self.obstacles(spec):
+            told = "; ".join(f"{each.reason}{f' (cure: {each.cure})' if each.cure else ''}" for each in obstacles)
+            raise ModelUnavailableError(f"model {model_id!r} cannot answer: {told}")
+        return spec
 
     def for_capability(self, capability: str) -> list[ModelSpec]:
         """Usable entries that offer `capability`, best first; looked up once, not per request."""

@@ -151,6 +151,7 @@ class Batcher:
         self._landed_at = 0.0
         self._parallel = 1
         self._alone = False
+        self._held = False
         self.stats = Stats()
 
     def __len__(self) -> int:
@@ -180,9 +181,25 @@ class Batcher:
         self._pump()
         return future
 
+    @property
+    def parallel(self) -> int:
+        """Batches computed at the same time."""
+        return self._parallel
+
     def set_parallel(self, count: int) -> None:
         """How many batches the runner computes at once."""
         self._parallel = count
+        self._pump()
+
+    async def hold(self) -> None:
+        """Begin no further batch, and return when those in flight have landed. Requests go on queueing."""
+        self._held = True
+        while self._flights:
+            await asyncio.wait(set(self._flights))
+
+    def release(self) -> None:
+        """Undo `hold`."""
+        self._held = False
         self._pump()
 
     def fail_all(self, error: SidecarError) -> None:
@@ -196,7 +213,7 @@ class Batcher:
             self.stats.dropped += 1
 
     def _pump(self) -> None:
-        while self._queue and not self._alone and len(self._flights) <= self._parallel:
+        while self._queue and not self._alone and not self._held and len(self._flights) <= self._parallel:
             batch = cut(list(self._queue.values()), self._limits, self._clock())
             if batch[0].crashes:
                 # The suspect of a crash runs with nothing beside it: nobody else may be blamed, or die with it.

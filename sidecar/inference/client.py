@@ -65,7 +65,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
         self._next_id = 1
         self._parallel = 1
         self._deadline: asyncio.TimerHandle | None = None
-        self._verdict: SidecarError | None = None
+        self.verdict: SidecarError | None = None
         self._stderr_tail = b""
         self._stderr_line = b""
 
@@ -122,7 +122,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
             if pipe := self._transport.get_pipe_transport(fd):
                 pipe.close()
         self._transport.close()
-        error = self._verdict or self._cause_of_death()
+        error = self.verdict or self._cause_of_death()
         if not self.ready.done():
             self.ready.set_exception(
                 error if isinstance(error, ModelLoadError) else ModelLoadError(f"{error.message}{self._tail_text()}")
@@ -148,12 +148,17 @@ class RunnerClient(asyncio.SubprocessProtocol):
     def pid(self) -> int:
         return self._transport.get_pid()
 
+    @property
+    def in_flight(self) -> int:
+        """Batches sent and not yet answered."""
+        return len(self._flights)
+
     async def infer(self, capability: str, items: list[Any], timeout_s: float) -> list[Any]:
         """Run one batch; `timeout_s` is counted from when the runner can begin it.
 
         Raises what the runner reported, RunnerCrashedError, RunnerTimeoutError or NotStartedError.
         """
-        if self.dead.done() or self._stdin.is_closing() or self._verdict:
+        if self.dead.done() or self._stdin.is_closing() or self.verdict:
             await asyncio.wait([self.dead])
             raise NotStartedError
         batch_id = self._next_id
@@ -167,7 +172,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
 
     def kill(self, verdict: SidecarError | None) -> None:
         """End the process now; `verdict` is what its requests are told, unless an earlier one stands."""
-        self._verdict = self._verdict or verdict
+        self.verdict = self.verdict or verdict
         try:
             self._transport.kill()
         except ProcessLookupError:
@@ -200,7 +205,7 @@ class RunnerClient(asyncio.SubprocessProtocol):
                 self._finish(batch_id, outputs, None)
             case wire.Error(id=0, code=code, message=text):
                 reported = from_wire(code, text)
-                self._verdict = (
+                self.verdict = (
                     reported if isinstance(reported, ModelLoadError) else ModelLoadError(f"{self.model_id}: {text}")
                 )
             case wire.Error(id=batch_id, code=code, message=text):

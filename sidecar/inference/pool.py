@@ -1,226 +1,155 @@
-"""Pool: model id → ready runner. Callers say `infer`; nobody checks and then acts."""
+"""Pool: model id → ready runner, within a memory budget. Callers say `infer`; nobody checks and then acts."""
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import psutil
 
-from sidecar import wire
 from sidecar.catalogue.catalogue import Catalogue, ModelSpec
-from sidecar.errors import ModelLoadError, ModelNotFoundError, ModelUnavailableError, ShuttingDownError, SidecarError
-from sidecar.inference.batcher import Batcher, Priority
-from sidecar.inference.client import RunnerClient
+from sidecar.errors import ModelNotFoundError, ModelUnavailableError, ShuttingDownError, SidecarError
+from sidecar.inference.batcher import Priority
+from sidecar.inference.residency import expired, make_room, preempt
+from sidecar.inference.slot import Publish, Slot
 from sidecar.settings import Settings
 
-State = Literal["available", "loading", "ready", "failed"]
-Publish = Callable[[str, dict[str, Any]], None]
-
-_MEMORY_CHECK_S = 0.5
-_LOAD_DELAYS_S = (1.0, 5.0, 15.0, 60.0)
-_CRASH_DELAYS_S = (0.0, 0.0, 1.0, 5.0, 15.0)
-
-
-def delay_s(delays: tuple[float, ...], failures: int) -> float:
-    """Delay before try number `failures` + 1 after that many failures in a row."""
-    return delays[min(failures, len(delays)) - 1] if failures else 0.0
-
-
-class Slot:
-    """One model: its runner, kept alive, and its batcher. One owner task decides; everybody else awaits `_ready`."""
-
-    def __init__(self, spec: ModelSpec, settings: Settings, publish: Publish, log: Callable[[str], None]) -> None:
-        self.spec = spec
-        self.state: State = "available"
-        self.restarts = 0
-        self.error: SidecarError | None = None
-        self.device: wire.Ready | None = None
-        self.batcher = Batcher(self._run, spec.batch, settings.queue_size, time.monotonic)
-        self._settings = settings
-        self._publish = publish
-        self._log = log
-        self._ready: asyncio.Future[RunnerClient] = asyncio.get_running_loop().create_future()
-        self._client: RunnerClient | None = None
-        self._owner: asyncio.Task[None] | None = None
-        self._closing = False
-
-    async def ensure_ready(self) -> RunnerClient:
-        """The ready runner, loading it if need be. Raises ModelLoadError, at once while a failed load cools down."""
-        if self._closing and not self._ready.done():
-            raise _stopping()
-        if self._owner is None or self._owner.done():
-            self._owner = asyncio.get_running_loop().create_task(self._own(), name=f"slot-{self.spec.id}")
-        return await asyncio.shield(self._ready)
-
-    def refuse(self) -> None:
-        """Stopping: load no more; what waits for a load is told so, what runs or is queued may still be answered."""
-        self._closing = True
-        if not self._ready.done():
-            self._ready.set_exception(_stopping())
-            self._ready.exception()  # retrieved: nobody need be waiting
-            self.give_up()
-
-    def give_up(self) -> None:
-        """Answer everything that is left with ShuttingDownError."""
-        self.batcher.fail_all(_stopping())
-
-    async def close(self) -> None:
-        """End the runner, whatever it does."""
-        self.refuse()
-        self.give_up()
-        if self._owner:
-            self._owner.cancel()
-        if self._client:
-            await self._client.close()
-
-    def check_memory(self) -> None:
-        """End the runner if it passed its limit, before the system has to choose a victim."""
-        client = self._client
-        if client is None or client.dead.done():
-            return
-        limit = self.memory_limit_bytes()
-        rss = _rss_bytes(client.pid)
-        if rss > limit:
-            client.out_of_memory(rss, limit)
-
-    def memory_limit_bytes(self) -> int:
-        """RSS at which the runner is ended."""
-        if self.spec.memory_limit_mb:
-            return self.spec.memory_limit_mb << 20
-        return self._settings.runner_memory_limit_bytes or int(_TOTAL_MEMORY_BYTES * 0.85)
-
-    def describe(self) -> dict[str, Any]:
-        """State for /models, /health and /events."""
-        return {
-            "id": self.spec.id,
-            "title": self.spec.title,
-            "capabilities": list(self.spec.capabilities),
-            "state": self.state,
-            "profile": self.spec.profile,
-            "licence": self.spec.licence,
-            "memory_mb": self.spec.memory_mb,
-            "queue_size": len(self.batcher),
-            "restarts": self.restarts,
-            "pid": self._client.pid if self._client and not self._client.dead.done() else None,
-            "error": self.error.message if self.error else None,
-        }
-
-    async def _run(self, capability: str, items: list[Any]) -> list[Any]:
-        runner = await self.ensure_ready()
-        return await runner.infer(capability, items, self.spec.batch.timeout_s)
-
-    async def _own(self) -> None:
-        """Load, watch, load again; ends after a run of failed loads, until somebody asks anew."""
-        load_failures = crashes = 0
-        while load_failures < len(_LOAD_DELAYS_S) and not self._closing:
-            self._set_state("loading")
-            try:
-                client = self._client = await RunnerClient.start(
-                    self.spec.id,
-                    self._settings.runner_ready_timeout_s,
-                    self._died,
-                    self._progressed,
-                    self._log,
-                )
-                self.device = await asyncio.shield(client.ready)
-            except ModelLoadError as error:
-                load_failures += 1
-                await self._cool_down(error, delay_s(_LOAD_DELAYS_S, load_failures))
-                continue
-            load_failures = 0
-            if client.dead.done() or self._ready.done():  # it died, or we are to stop, in this very moment
-                crashes += 1
-                await asyncio.sleep(delay_s(_CRASH_DELAYS_S, crashes))
-                continue
-            self.error = None
-            self._set_state("ready")
-            self._ready.set_result(client)
-            self.batcher.set_parallel(self.device.parallel)
-            await asyncio.shield(client.dead)
-            self.restarts += 1
-            crashes = 1 if client.served else crashes + 1
-            self._log(f"runner {client.exit_text()}; restarting")
-            await asyncio.sleep(delay_s(_CRASH_DELAYS_S, crashes))
-
-    async def _cool_down(self, error: ModelLoadError, pause_s: float) -> None:
-        """Tell those who wait, refuse newcomers at once for a while, then start afresh."""
-        self._log(f"load failed: {error.message}; next try in {pause_s:g} s")
-        self.error = error
-        self._set_state("failed")
-        error.retry_after_s = pause_s
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # retrieved: nobody need be waiting
-        await asyncio.sleep(pause_s)
-        self._ready = asyncio.get_running_loop().create_future()
-
-    def _died(self, client: RunnerClient) -> None:
-        # Before the client fails its requests: their retries must wait for the next runner, not find this one.
-        if self._ready.done() and not self._ready.exception():
-            self._ready = asyncio.get_running_loop().create_future()
-            self._set_state("loading")
-
-    def _progressed(self, progress: wire.Progress) -> None:
-        self._publish(
-            "progress",
-            {
-                "model": self.spec.id,
-                "item": progress.item,
-                "done": progress.done,
-                "total": progress.total,
-                "unit": progress.unit,
-            },
-        )
-
-    def _set_state(self, state: State) -> None:
-        if state != self.state:
-            self.state = state
-            self._publish("model", self.describe())
+_TICK_S = 0.5
+# How long a busy model may stay in memory while another one waits for its place: long enough that work outweighs loads.
+_QUANTUM_S = 2.0
+_BUDGET_SHARE = 0.6
+_LIMIT_SHARE = 0.85
 
 
 class Pool:
-    """All slots."""
+    """All slots, the room they share, and which model answers for each capability."""
 
     def __init__(self, catalogue: Catalogue, settings: Settings, publish: Publish, log: Callable[[str], None]) -> None:
+        total_bytes = psutil.virtual_memory().total
+        self.budget_bytes = settings.memory_budget_bytes or int(total_bytes * _BUDGET_SHARE)
+        self._limit_bytes = settings.runner_memory_limit_bytes or int(total_bytes * _LIMIT_SHARE)
         self._catalogue = catalogue
         self._settings = settings
         self._publish = publish
         self._log = log
         self._slots: dict[str, Slot] = {}
-        self._watch: asyncio.Task[None] | None = None
+        self._active: dict[str, str] = {}
+        self._upgrades: dict[str, asyncio.Task[None]] = {}
+        self._room = asyncio.Lock()
+        self._tick: asyncio.Task[None] | None = None
+        self._unloads: set[asyncio.Task[None]] = set()
         self._closing = False
 
+    # Which model answers
+
     def resolve(self, capability: str, model: str | None = None) -> ModelSpec:
-        """The pinned model, or the best usable one. Raises ModelNotFoundError, ModelUnavailableError."""
+        """The pinned model, else the active one. Raises ModelNotFoundError, ModelUnavailableError."""
         if model is not None:
-            spec = self._catalogue.get(model)
-            if capability not in spec.capabilities:
+            for usable in self._catalogue.for_capability(capability):
+                if usable.id == model:
+                    return usable
+            if capability not in self._catalogue.get(model).capabilities:
                 raise ModelNotFoundError(f"model {model!r} does not offer {capability}")
-            return spec
+            return self._catalogue.usable(model)
+        active = self._active.get(capability)
+        if active is None:
+            active = self._active[capability] = self._best(capability).id
+        return self._catalogue.get(active)
+
+    def _best(self, capability: str) -> ModelSpec:
         usable = self._catalogue.for_capability(capability)
         if not usable:
             raise ModelUnavailableError(f"no model for {capability} has its files on this computer")
+        healthy = [spec for spec in usable if not (spec.id in self._slots and self._slots[spec.id].out_of_memory)]
+        for spec in usable:
+            smaller = spec.smaller if spec not in healthy else None
+            if smaller in {each.id for each in healthy}:
+                return self._catalogue.get(str(smaller))
+            if spec in healthy:
+                return spec
         return usable[0]
 
+    def forget(self, model_id: str) -> None:
+        """Its files are gone: whatever it answered for goes to the next best at the next request."""
+        for capability in self.active_for(model_id):
+            del self._active[capability]
+
+    def refresh(self, capabilities: Iterable[str]) -> None:
+        """Something became available or ran out of memory: bring the best usable model of each capability up, live."""
+        for capability in capabilities:
+            try:
+                best = self._best(capability)
+            except SidecarError:
+                continue  # resolve() says so to whoever asks
+            running = self._upgrades.get(capability)
+            if best.id != self._active.get(capability) and (running is None or running.done()):
+                self._upgrades[capability] = asyncio.get_running_loop().create_task(self._upgrade(capability, best))
+
+    async def _upgrade(self, capability: str, spec: ModelSpec) -> None:
+        """Load beside the old one; take over between two requests."""
+        try:
+            await self.slot(spec).ensure_ready()
+        except SidecarError as error:
+            self._log(f"{capability} stays with {self._active.get(capability)}: {spec.id}: {error.message}")
+            return
+        old, self._active[capability] = self._active.get(capability), spec.id
+        self._publish("upgrade", {"capability": capability, "from": old, "to": spec.id})
+
+    async def switch(self, group: str) -> None:
+        """Make `group` the one that answers: its members are ready before the others leave, if the budget allows.
+
+        Raises ModelNotFoundError, or what loading a member raised; the old group then goes on.
+        """
+        members = [spec for spec in self._catalogue.specs.values() if spec.group == group]
+        if not members:
+            raise ModelNotFoundError(f"no model of the catalogue is in group {group!r}")
+        await asyncio.gather(*(self.slot(spec).ensure_ready() for spec in members))
+        leaving = []
+        for spec in members:
+            for capability in spec.capabilities:
+                old = self._slots.get(self._active.get(capability, ""))
+                self._active[capability] = spec.id
+                if old is not None and old.spec.group not in (None, group):
+                    leaving.append(old.spec.group)
+        for slot in self.slots():
+            if slot.spec.group in leaving:
+                self._unload_soon(slot)
+
+    # Work
+
     async def infer(
-        self, spec: ModelSpec, capability: str, item: Any, cost: int, priority: Priority = Priority.INTERACTIVE
+        self,
+        spec: ModelSpec,
+        capability: str,
+        item: Any,
+        cost: int,
+        priority: Priority = Priority.INTERACTIVE,
+        keep_alive_s: float | None = None,
     ) -> Any:
         """One item through one model. Raises SidecarError; cancelling takes it out of the queue."""
         if self._closing:
-            raise _stopping()
-        return await self.slot(spec).batcher.submit(capability, item, cost, priority)
+            raise ShuttingDownError("the sidecar is stopping")
+        slot = self.slot(spec)
+        slot.touch(keep_alive_s)
+        try:
+            return await slot.batcher.submit(capability, item, cost, priority)
+        finally:
+            slot.touch()
 
     def slot(self, spec: ModelSpec) -> Slot:
         """The slot of `spec`, made at its first use."""
         slot = self._slots.get(spec.id)
         if slot is None:
             slot = self._slots[spec.id] = Slot(
-                spec, self._settings, self._publish, lambda line: self._log(f"[{spec.id}] {line}")
+                spec, self._settings, self._admit, self._publish, lambda line: self._log(f"[{spec.id}] {line}")
             )
-            if self._watch is None:
-                self._watch = asyncio.get_running_loop().create_task(self._watch_memory(), name="memory-watch")
+            if self._tick is None:
+                self._tick = asyncio.get_running_loop().create_task(self._keep_house(), name="residency")
         return slot
+
+    def active_for(self, model_id: str) -> list[str]:
+        """Capabilities that this model answers for now."""
+        return [capability for capability, active in self._active.items() if active == model_id]
 
     def slots(self) -> list[Slot]:
         """Slots in use, in order of first use."""
@@ -229,6 +158,12 @@ class Pool:
     def queue_size(self) -> int:
         """Requests waiting, over all models."""
         return sum(len(slot.batcher) for slot in self._slots.values())
+
+    async def unload(self, model_id: str) -> None:
+        """Take a model out of memory. Raises ModelNotFoundError."""
+        self._catalogue.get(model_id)
+        if slot := self._slots.get(model_id):
+            await slot.unload()
 
     def refuse(self) -> None:
         """Take no new work; what is under way may still be answered, until `give_up`."""
@@ -244,26 +179,45 @@ class Pool:
     async def close(self) -> None:
         """End all runners."""
         self.refuse()
-        if self._watch:
-            self._watch.cancel()
+        for task in (self._tick, *self._upgrades.values(), *self._unloads):
+            if task:
+                task.cancel()
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
 
-    async def _watch_memory(self) -> None:
+    # Room
+
+    async def _admit(self, slot: Slot) -> None:
+        """Return when there is room for `slot`. One at a time, in the order of asking, so that nobody starves."""
+        async with self._room:
+            while not await self._try_admit(slot):
+                await asyncio.sleep(_TICK_S / 5)
+
+    async def _try_admit(self, slot: Slot) -> bool:
+        others = [each for each in self._slots.values() if each.resident and each is not slot]
+        residents = [each.as_resident() for each in others]
+        plan = make_room(residents, slot.size_bytes(), self.budget_bytes, slot.spec.group)
+        await asyncio.gather(*(self._slots[model_id].unload() for model_id in plan.evict))
+        if plan.fits:
+            return True
+        since = {each.spec.id: each.ready_since for each in others if each.state == "ready"}
+        victim = preempt(residents, since, time.monotonic(), _QUANTUM_S)
+        if victim is not None:
+            await self._slots[victim].unload()
+        return False
+
+    async def _keep_house(self) -> None:
         while True:
-            await asyncio.sleep(_MEMORY_CHECK_S)
+            await asyncio.sleep(_TICK_S)
             for slot in self._slots.values():
-                slot.check_memory()
+                if slot.resident:
+                    slot.measure(self._limit_bytes)
+            if exhausted := [slot for slot in self._slots.values() if slot.out_of_memory]:
+                self.refresh({name for slot in exhausted for name in slot.spec.capabilities})
+            residents = [slot.as_resident() for slot in self._slots.values() if slot.resident]
+            for model_id in expired(residents, time.monotonic()):
+                self._unload_soon(self._slots[model_id])
 
-
-def _stopping() -> ShuttingDownError:
-    return ShuttingDownError("the sidecar is stopping")
-
-
-_TOTAL_MEMORY_BYTES = psutil.virtual_memory().total
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
+    def _unload_soon(self, slot: Slot) -> None:
+        task = asyncio.get_running_loop().create_task(slot.unload())
+        self._unloads.add(task)
+        task.add_done_callback(self._unloads.discard)

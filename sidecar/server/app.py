@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from sidecar import __version__, process
+from sidecar.catalogue.cache import ModelCache
 from sidecar.catalogue.catalogue import Catalogue
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.inference.pool import Pool
-from sidecar.server import logs, problem
+from sidecar.server import logs, models, problem, system
 from sidecar.server.accesslog import AccessLog
 from sidecar.server.control import Control, shared_socket
 from sidecar.server.events import EventHub
@@ -28,7 +29,6 @@ from sidecar.server.metrics import Metrics
 from sidecar.server.routes import CapabilityRoutes, document
 from sidecar.server.security import Gate
 from sidecar.server.state import ServerState
-from sidecar.server.system import router
 from sidecar.settings import DESKTOP_ORIGINS, Launch, Settings
 
 log = logging.getLogger("sidecar.server")
@@ -66,7 +66,7 @@ async def _serve(settings: Settings, launch: Launch, control: Control) -> None:
     catalogue = Catalogue.of(settings)
     pool = Pool(catalogue, settings, lambda event, data: state.publish(event, data), log.info)
     metrics.watch(pool)
-    state = ServerState(launch.instance_id, catalogue, pool, hub, metrics, control.emit)
+    state = ServerState(launch.instance_id, catalogue, ModelCache.of(settings), pool, hub, metrics, control.emit)
     listener = _listener(settings, launch, control)
     access = AccessLog(log.isEnabledFor(logging.INFO))
     app = Gate(
@@ -91,6 +91,7 @@ async def _serve(settings: Settings, launch: Launch, control: Control) -> None:
     await server.serve(sockets=[listener])
     state.stop()
     preload.cancel()
+    await state.downloads.close()
     await pool.close()
     access.flush()
 
@@ -111,7 +112,8 @@ def make_app(state: ServerState) -> FastAPI:
         },
     )
     app.state.sidecar = state
-    app.include_router(router)
+    app.include_router(system.router)
+    app.include_router(models.router)
     document(app)
     return app
 

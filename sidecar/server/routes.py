@@ -17,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.capabilities import CAPABILITIES
-from sidecar.capabilities.base import Capability, Endpoint, Meta
+from sidecar.capabilities.base import Capability, Endpoint, InferenceRequest, Meta
 from sidecar.errors import BodyTimeoutError, RunnerTimeoutError, SidecarError
 from sidecar.inference.batcher import Priority
 from sidecar.inference.pool import Pool
+from sidecar.inference.residency import parse_keep_alive
 from sidecar.server.problem import from_error, from_unexpected, from_validation, problem
 
 log = logging.getLogger("sidecar.server")
@@ -182,14 +183,15 @@ async def _infer_all(pool: Pool, capability: AnyCapability, endpoint: Endpoint, 
     return response
 
 
-async def _infer(pool: Pool, capability: AnyCapability, request: BaseModel, priority: Priority) -> BaseModel:
+async def _infer(pool: Pool, capability: AnyCapability, request: InferenceRequest, priority: Priority) -> BaseModel:
     """The main path: prepare → pool → finish."""
     started = time.perf_counter()
-    spec = pool.resolve(capability.name)
+    spec = pool.resolve(capability.name, request.model)
+    keep_alive_s = None if request.keep_alive is None else parse_keep_alive(request.keep_alive, 0.0)
     response: BaseModel | None = capability.shortcut(request, spec.id)
     if response is None:
         item = capability.prepare(request)
-        output = await pool.infer(spec, capability.name, item, capability.cost(item), priority)
+        output = await pool.infer(spec, capability.name, item, capability.cost(item), priority, keep_alive_s)
         took_ms = round((time.perf_counter() - started) * 1000, 3)
         response = capability.finish(output, Meta(spec.id, took_ms))
     assert response is not None

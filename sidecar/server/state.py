@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from sidecar.capabilities import CAPABILITIES
+from sidecar.catalogue.cache import ModelCache
 from sidecar.catalogue.catalogue import Catalogue
+from sidecar.catalogue.spec import ModelSpec
 from sidecar.errors import SidecarError
 from sidecar.inference.pool import Pool, Slot
+from sidecar.server.downloads import Downloads
 from sidecar.server.events import EventHub
 from sidecar.server.metrics import Metrics
 
@@ -22,6 +25,7 @@ class ServerState:
         self,
         instance_id: str,
         catalogue: Catalogue,
+        cache: ModelCache,
         pool: Pool,
         hub: EventHub,
         metrics: Metrics,
@@ -29,6 +33,8 @@ class ServerState:
     ) -> None:
         self.instance_id = instance_id
         self.catalogue = catalogue
+        self.cache = cache
+        self.downloads = Downloads(cache, self.publish, self.arrived)
         self.pool = pool
         self.hub = hub
         self.metrics = metrics
@@ -59,7 +65,12 @@ class ServerState:
         """`starting` until the first model answers, `degraded` while something enabled cannot."""
         if self.warnings():
             return "degraded"
-        return "healthy" if all(self.models_loaded().values()) else "starting"
+        return "healthy" if all(self._can_answer(capability.name) for capability in CAPABILITIES) else "starting"
+
+    def _can_answer(self, capability: str) -> bool:
+        slot = self.pool.slot(self.pool.resolve(capability))
+        # One that has left memory after its keep-alive comes back on demand: that is no fault.
+        return slot.state == "ready" or (slot.state in ("available", "unloading") and slot.was_ready)
 
     def device(self) -> tuple[str, str]:
         """Device of the models in use, and the reason for it."""
@@ -83,7 +94,11 @@ class ServerState:
     def publish(self, event: str, data: dict[str, Any]) -> None:
         """From the pool: to the listeners, and as a phase to the supervisor."""
         self.hub.publish(event, data)
-        if event == "progress":
+        if event == "download":
+            if data.get("total"):
+                progress = {"item": data["model"], "done": data["done"], "total": data["total"], "unit": "bytes"}
+                self._tell("phase", phase="loading" if self.phase == "starting" else self.phase, progress=progress)
+        elif event == "progress":
             self._tell("phase", phase="loading", progress={k: data[k] for k in ("item", "done", "total", "unit")})
         else:
             self.refresh()
@@ -96,6 +111,18 @@ class ServerState:
             device, reason = self.device()
             self._tell("phase", phase=phase, progress=None, device=device, device_reason=reason)
             self.hub.publish("phase", {"phase": phase})
+
+    def arrived(self, spec: ModelSpec) -> None:
+        """A download is complete: whatever it is best for, it takes over."""
+        self.catalogue.refresh()
+        self.pool.refresh(spec.capabilities)
+
+    async def remove(self, spec: ModelSpec) -> int:
+        """Delete a model's weights; returns the bytes freed. What it answered for falls back to the next best."""
+        freed_bytes = await asyncio.to_thread(self.cache.remove, spec)
+        self.catalogue.refresh()
+        self.pool.forget(spec.id)
+        return freed_bytes
 
     def request_shutdown(self) -> None:
         """Ask the supervisor to stop everything."""

@@ -62,11 +62,6 @@ async def api_health(request: Request) -> dict[str, Any]:
     return {"status": state.status(), "models_loaded": state.models_loaded(), "timestamp": _now()}
 
 
-@router.get("/models", summary="Models in use and their state")
-async def models(request: Request) -> dict[str, Any]:
-    return {"models": [slot.describe() for slot in _state(request).pool.slots()]}
-
-
 @router.get("/metrics", summary="Prometheus text, or a JSON summary for Accept: application/json")
 async def metrics(request: Request) -> Response:
     state = _state(request)

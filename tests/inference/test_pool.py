@@ -22,7 +22,8 @@ from sidecar.errors import (
     RunnerTimeoutError,
     ShuttingDownError,
 )
-from sidecar.inference.pool import Pool, delay_s
+from sidecar.inference.pool import Pool
+from sidecar.inference.replica import delay_s
 from sidecar.settings import Settings
 from tests.product import ROOT, write_fake
 

@@ -31,6 +31,8 @@ class FakeAdapter:
         self._eaten: list[bytearray] = []
 
     def load(self, report: Report) -> None:
+        # Random, so that no page of it is shared or compressed away.
+        self._eaten += [bytearray(os.urandom(1 << 20)) for _ in range(int(self._spec.options.get("ballast_mb", 0)))]
         behaviour = self._spec.options.get("load", "ok")
         if behaviour == "slow":
             steps = max(1, int(self._spec.options.get("load_s", 1.0) / 0.05))
