@@ -18,6 +18,7 @@ State = Literal["available", "loading", "ready", "failed"]
 Publish = Callable[[str, dict[str, Any]], None]
 
 _MEMORY_CHECK_S = 0.5
+_IDLE_TURNS = 10
 _LOAD_DELAYS_S = (1.0, 5.0, 15.0, 60.0)
 _CRASH_DELAYS_S = (0.0, 0.0, 1.0, 5.0, 15.0)
 
@@ -250,9 +251,11 @@ class Pool:
 
     async def _watch_memory(self) -> None:
         while True:
-            await asyncio.sleep(_MEMORY_CHECK_S)
-            for slot in self._slots.values():
-                slot.check_memory()
+            for turn in range(_IDLE_TURNS):
+                await asyncio.sleep(_MEMORY_CHECK_S)
+                for slot in self._slots.values():
+                    if slot.batcher.busy or turn == 0:  # an idle model hardly grows
+                        slot.check_memory()
 
 
 def _stopping() -> ShuttingDownError:
