@@ -1,6 +1,7 @@
 """Pool: model id → ready runner, within a memory budget. Callers say `infer`; nobody checks and then acts."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from sidecar.inference.slot import Publish, Slot
 from sidecar.settings import Settings
 
 _TICK_S = 0.5
+_IDLE_TURNS = 10
 # How long a busy model may stay in memory while another one waits for its place: long enough that work outweighs loads.
 _QUANTUM_S = 2.0
 _BUDGET_SHARE = 0.6
@@ -206,10 +208,11 @@ class Pool:
         return False
 
     async def _keep_house(self) -> None:
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(_TICK_S)
             for slot in self._slots.values():
-                if slot.resident:
+                # An idle model hardly grows; one that was never measured has to be.
+                if slot.resident and (slot.batcher.busy or not slot.measured_bytes or turn % _IDLE_TURNS == 0):
                     slot.measure(self._limit_bytes)
             if exhausted := [slot for slot in self._slots.values() if slot.out_of_memory]:
                 self.refresh({name for slot in exhausted for name in slot.spec.capabilities})
