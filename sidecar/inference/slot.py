@@ -47,6 +47,7 @@ class Slot:
             for _ in range(spec.replicas)
         ]
         self._admission: asyncio.Task[None] | None = None
+        self._admitted = False
         self._unloading = False
         self._closing = False
         self._state: State = "available"
@@ -79,8 +80,8 @@ class Slot:
 
     @property
     def resident(self) -> bool:
-        """In memory or on its way there."""
-        return self._admission is not None
+        """In memory or on its way there; not while it still waits for room."""
+        return self._admitted
 
     def size_bytes(self) -> int:
         """Measured memory; before there is a measurement, the catalogue's estimate for every replica."""
@@ -136,15 +137,15 @@ class Slot:
 
     async def unload(self) -> None:
         """Let what is in flight land, end the runners, give the memory back. Queued requests load it again."""
-        if self._admission is None or self._unloading:
+        if not self._admitted or self._unloading:
             return
         self._unloading = True
         try:
             self._announce()
-            await asyncio.wait([self._admission])
             await self.batcher.hold()
             await asyncio.gather(*(replica.stop() for replica in self._replicas))
             self._admission = None
+            self._admitted = False
             self.measured_bytes = 0
         finally:
             self._unloading = False
@@ -192,6 +193,7 @@ class Slot:
         except BaseException:
             self._admission = None
             raise
+        self._admitted = True
         for replica in self._replicas:
             replica.start()
 

@@ -10,7 +10,8 @@ from sidecar.catalogue.cache import ModelCache
 from sidecar.catalogue.catalogue import Catalogue
 from sidecar.catalogue.spec import ModelSpec
 from sidecar.errors import SidecarError
-from sidecar.inference.pool import Pool, Slot
+from sidecar.inference.pool import Pool
+from sidecar.inference.slot import Slot
 from sidecar.server.downloads import Downloads
 from sidecar.server.events import EventHub
 from sidecar.server.metrics import Metrics

@@ -1,6 +1,7 @@
 """Residency with real runner processes: room, keep-alive, live upgrade, group switch, replicas."""
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
@@ -41,7 +42,12 @@ class World:
         return {slot.spec.id for slot in self.pool.slots() if slot.resident}
 
     def runners(self) -> list[psutil.Process]:
-        return [child for child in psutil.Process().children() if "run" in child.cmdline()]
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it may be ending just now
+                if "run" in child.cmdline():
+                    found.append(child)
+        return found
 
     async def until(self, condition: Callable[[], Any], deadline_s: float = 10.0) -> None:
         end = time.monotonic() + deadline_s
