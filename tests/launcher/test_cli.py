@@ -187,15 +187,20 @@ def test_the_file_parses_on_old_pythons() -> None:
     ast.parse((ROOT / "launcher.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
-def old_pythons() -> list[Path]:
-    versions = Path.home() / ".pyenv" / "versions"
-    return [path for minor in (6, 7, 8, 9) for path in sorted(versions.glob(f"3.{minor}.*/bin/python"))[:1]]
+def old_pythons(folder: Path) -> list[Path]:
+    """Those that pyenv has, and always one that pretends to be 3.8 (that the file parses there is tested above)."""
+    pretend = "import runpy, sys; sys.version_info = (3, 8, 18); del sys.argv[0]; "
+    pretend += "runpy.run_path(sys.argv[0], None, '__main__')"
+    pretender = folder / "old-python"
+    pretender.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(pretend)} "$@"\n')
+    pretender.chmod(0o755)
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    real = [path for minor in (6, 7, 8, 9) for path in sorted(versions.glob(f"3.{minor}.*/bin/python"))[:1]]
+    return [pretender, *real]
 
 
-def test_an_old_python_is_told_so(place: Place) -> None:
-    if not old_pythons():
-        pytest.skip("needs a Python 3.6 to 3.9 (pyenv)")
-    for python in old_pythons():
+def test_an_old_python_is_told_so(place: Place, tmp_path: Path) -> None:
+    for python in old_pythons(tmp_path):
         place.python = str(python)
         result = place.launch("--events", PATH="/nowhere")
         assert result.returncode == 1
@@ -204,8 +209,6 @@ def test_an_old_python_is_told_so(place: Place) -> None:
 
 
 def test_an_old_python_hands_over_to_a_newer_one(place: Place, tmp_path: Path) -> None:
-    if not old_pythons():
-        pytest.skip("needs a Python 3.6 to 3.9 (pyenv)")
     stub = tmp_path / "uv-bin" / "python3.13"
     stub.write_text("#!/bin/sh\necho 'not selected' >&2\nexit 127\n")
     stub.chmod(0o755)
@@ -213,7 +216,7 @@ def test_an_old_python_hands_over_to_a_newer_one(place: Place, tmp_path: Path) -
     if name == stub.name:
         stub.unlink()
     (tmp_path / "uv-bin" / name).symlink_to(sys._base_executable)  # type: ignore[attr-defined]
-    place.python = str(old_pythons()[-1])
+    place.python = str(old_pythons(tmp_path)[-1])
     result = place.install()
     assert result.returncode == 0, result.stderr
     assert f"/{name}/" in str(next(place.finished()[0].glob("lib/*/site-packages/tiny.py")))
