@@ -176,7 +176,7 @@ class Slot:
         for replica in self._replicas:
             if replica.pid is None or replica.client is None:
                 continue
-            rss = _tree_rss_bytes(replica.pid)
+            rss = _rss_bytes(replica.pid)
             total += rss
             if rss > (self.spec.memory_limit_mb << 20 or limit_bytes):
                 replica.client.out_of_memory(rss, self.spec.memory_limit_mb << 20 or limit_bytes)
@@ -223,10 +223,9 @@ def _stopping() -> ShuttingDownError:
     return ShuttingDownError("the sidecar is stopping")
 
 
-def _tree_rss_bytes(pid: int) -> int:
+def _rss_bytes(pid: int) -> int:
+    # Without children: to find those, every process of the computer would have to be looked at.
     try:
-        process = psutil.Process(pid)
-        children = process.children(recursive=True)
-        return int(process.memory_info().rss) + sum(int(child.memory_info().rss) for child in children)
+        return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
