@@ -26,7 +26,7 @@ def event_line(phase: str, **fields: object) -> str:
 
 
 def _use_suitable_python() -> None:
-    """Go on with a newer Python from PATH, or say what is missing. Runs on 3.6 too: this file must parse there."""
+    """Go on with a Python from PATH that the locks are for, or say what is missing. This file must parse on 3.6."""
     import shutil
     import subprocess
 
@@ -36,15 +36,16 @@ def _use_suitable_python() -> None:
         probe = f"import sys; sys.exit(sys.version_info[:2] != (3, {minor}))"
         if python and subprocess.call([python, "-c", probe], stderr=subprocess.DEVNULL) == 0:
             os.execv(python, [python, *sys.argv])
-    found = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    message = f"Python {found} is too old: install Python 3.10 to 3.13 and start launcher.py with it"
+    age = "old" if sys.version_info[:2] < OLDEST else "new"
+    found = f"Python {sys.version_info[0]}.{sys.version_info[1]} is too {age}"
+    message = f"{found}: install Python 3.10 to 3.13 and start launcher.py with it"
     if "--events" in sys.argv:
-        sys.stdout.write(event_line("failed", error={"code": "python_too_old", "message": message}))
+        sys.stdout.write(event_line("failed", error={"code": f"python_too_{age}", "message": message}))
     sys.stderr.write(f"ml-sidecar: {message}\n")
     sys.exit(1)
 
 
-if sys.version_info[:2] < OLDEST:
+if not OLDEST <= sys.version_info[:2] <= NEWEST:
     _use_suitable_python()
 
 TYPE_CHECKING = False  # importing typing costs more than the rest of this file
@@ -80,6 +81,12 @@ class Reporter:
     def note(self, text: str) -> None:
         self._write(f"ml-sidecar: {text}")
 
+    def notice(self, text: str) -> None:
+        """What the user should know of a licence, for an app to show as well."""
+        self.note(text)
+        if self.events:
+            self._emit("installing", notice=text)
+
     def progress(self, item: str, done: int, total: int) -> None:
         if self.events:
             self._emit("installing", progress={"item": item, "done": done, "total": total, "unit": "packages"})
@@ -111,7 +118,7 @@ class Reporter:
 def data_dir() -> str:
     home = os.environ.get("SIDECAR_HOME")
     if home:
-        return os.path.abspath(os.path.expanduser(home))
+        return os.path.abspath(expand_user(home))
     return _user_dir("XDG_DATA_HOME", "~/.local/share", "~/Library/Application Support")
 
 
@@ -128,7 +135,16 @@ def _user_dir(variable: str, linux: str, macos: str) -> str:
     base = os.environ.get("LOCALAPPDATA" if WINDOWS else variable, "")
     if not os.path.isabs(base):
         base = "~\\AppData\\Local" if WINDOWS else macos if sys.platform == "darwin" else linux
-    return os.path.join(os.path.expanduser(base), APP_NAME)
+    return os.path.join(expand_user(base), APP_NAME)
+
+
+def expand_user(path: str) -> str:
+    """Without its `~`. Raises Failure for the system's accounts that have no home: Python would leave the `~` there."""
+    path = os.path.expanduser(path)
+    if path.startswith("~"):
+        message = "your home folder is not known (is HOME set?): set SIDECAR_HOME to a folder you can write to"
+        raise Failure("home_unknown", message, EXIT_USAGE)
+    return path
 
 
 def handshake_path() -> str:
@@ -139,62 +155,112 @@ def handshake_path() -> str:
     return os.path.join(data_dir(), "run", "sidecar.json")
 
 
-# --- Profiles: one TOML and one complete lock each (installer/profiles/README.md)
+# --- Profiles: one TOML and one or two complete locks each (installer/profiles/README.md)
 
 
 class Profile:
     """A profile and where its environment for this Python on this platform is, made or not."""
 
     def __init__(self, name: str) -> None:
-        folder = os.environ.get("SIDECAR_PROFILES", os.path.join(ROOT, "installer", "profiles"))
         self.name = name
-        self.lock_path = os.path.join(folder, name + ".lock")
+        self.toml_path = os.path.join(profiles_dir(), name + ".toml")
+        self.cpu_lock = os.path.join(profiles_dir(), name + "-cpu.lock")
+        self.for_cpu = os.path.exists(self.cpu_lock) and sys.platform == "linux" and not wants_cuda()
+        self.lock_path = self.cpu_lock if self.for_cpu else self.toml_path[:-5] + ".lock"
         try:
-            if os.path.basename(name) != name:
+            if os.path.basename(name) != name or not os.path.exists(self.toml_path):
                 raise FileNotFoundError(name)
-            with open(self.lock_path, encoding="utf-8") as file:
-                self.lock_text = file.read()
+            self.lock_text = read_text(self.lock_path)
         except OSError:
-            known = ", ".join(sorted(entry[:-5] for entry in os.listdir(folder) if entry.endswith(".lock")))
-            raise Failure("profile_unknown", f"no profile {name!r}; there are: {known}", EXIT_USAGE) from None
+            message = f"no profile {name!r}; there are: {', '.join(profile_names())}"
+            raise Failure("profile_unknown", message, EXIT_USAGE) from None
         self.root = os.path.join(data_dir(), "env", f"{name}-{environment_hash(self.lock_text)}")
         self.python = environment_python(self.root)
         self.stamp = os.path.join(self.root, "complete.json")
 
     def is_complete(self) -> bool:
-        """Finished, and the interpreter that it was made from still there."""
-        return os.path.exists(self.stamp) and has_base_interpreter(self.root)
+        return is_finished(self.root)
 
     def describe(self) -> "dict[str, Any]":
-        """The profile's TOML: description, probe (modules), size_mb (on disk, generously)."""
-        return read_simple_toml(os.path.splitext(self.lock_path)[0] + ".toml")
+        """The profile's TOML: description, probe (modules), size_mb (on disk) and more."""
+        return read_simple_toml(self.toml_path)
+
+    def state(self) -> str:
+        """installed (for CPU or GPU), outdated (only an earlier lock's is finished), unfinished or absent."""
+        import json
+
+        locks = [path for path in (self.toml_path[:-5] + ".lock", self.cpu_lock) if os.path.exists(path)]
+        digests = {sha256_of(read_text(path)) for path in locks}
+        roots = environments(self.name)
+        stamps = [json.loads(read_text(os.path.join(root, "complete.json"))) for root in roots if is_finished(root)]
+        if any(stamp["lock_sha256"] in digests for stamp in stamps):
+            return "installed"
+        return "outdated" if stamps else "unfinished" if roots else "absent"
+
+
+def profiles_dir() -> str:
+    folder = os.environ.get("SIDECAR_PROFILES")
+    return os.path.abspath(expand_user(folder)) if folder else os.path.join(ROOT, "installer", "profiles")
+
+
+def profile_names() -> "list[str]":
+    return sorted(entry[:-5] for entry in os.listdir(profiles_dir()) if entry.endswith(".toml"))
+
+
+def wants_cuda() -> bool:
+    """What SIDECAR_DEVICE says; else whether there is an NVIDIA GPU that this system, or container, may use."""
+    device = os.environ.get("SIDECAR_DEVICE", "auto")
+    if device in ("cpu", "cuda"):
+        return device == "cuda"
+    if WINDOWS:  # the driver brings it
+        return os.path.exists(os.path.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32", "nvcuda.dll"))
+    wsl = os.path.exists("/dev/dxg") and os.path.exists("/usr/lib/wsl/lib/libcuda.so.1")
+    return wsl or any(name[:6] == "nvidia" and name[6:].isdigit() for name in os.listdir("/dev"))
+
+
+def environments(name: str) -> "list[str]":
+    """Folders of the profile's environments, of this lock and others, finished or not."""
+    folder = os.path.join(data_dir(), "env")
+    entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    roots = [os.path.join(folder, entry) for entry in entries if entry[:-13] == name and entry[-13] == "-"]
+    return [root for root in roots if os.path.isdir(root)]
+
+
+def read_text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def sha256_of(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def environment_hash(lock_text: str) -> str:
     """12 hex digits of everything that decides which wheels belong together: lock, Python and platform."""
-    import hashlib
-
     if sys.platform == "win32":
         machine = os.environ.get("PROCESSOR_ARCHITECTURE", "")
     else:
         machine = os.uname().machine
     multiarch = getattr(sys.implementation, "_multiarch", "")  # tells musl from glibc
     python = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
-    identity = "\n".join((lock_text, python, sys.platform, machine, multiarch))
-    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return sha256_of("\n".join((lock_text, python, sys.platform, machine, multiarch)))[:12]
 
 
 def environment_python(root: str) -> str:
     return os.path.join(root, "Scripts", "python.exe") if WINDOWS else os.path.join(root, "bin", "python")
 
 
-def has_base_interpreter(root: str) -> bool:
-    """False after the Python behind the environment was removed or replaced by its next version."""
+def is_finished(root: str) -> bool:
+    """Made to the end, and the Python behind it neither removed nor replaced by its next version."""
+    if not os.path.exists(os.path.join(root, "complete.json")):
+        return False
     try:
-        with open(os.path.join(root, "pyvenv.cfg"), encoding="utf-8") as file:
-            home = [line.partition("=")[2].strip() for line in file if line.startswith("home")]
+        lines = read_text(os.path.join(root, "pyvenv.cfg")).splitlines()
     except OSError:
         return False
+    home = [line.partition("=")[2].strip() for line in lines if line.startswith("home")]
     return bool(home) and os.path.isdir(home[0]) and os.path.exists(environment_python(root))
 
 
@@ -229,9 +295,9 @@ def clean_environment() -> dict[str, str]:
     """What our processes inherit: all but that which bends a Python towards another one's modules or libraries."""
     env = {key: value for key, value in os.environ.items() if key not in _LEAKS and not key.startswith(_LEAK_PREFIXES)}
     env["PYTHONUTF8"] = "1"
-    for name in ("SIDECAR_HOME", "SIDECAR_CATALOGUE"):
+    for name in ("SIDECAR_HOME", "SIDECAR_CATALOGUE", "SIDECAR_PROFILES"):
         if env.get(name):
-            env[name] = os.path.abspath(os.path.expanduser(env[name]))
+            env[name] = os.path.abspath(expand_user(env[name]))
     return env
 
 
@@ -260,7 +326,7 @@ def become(argv: list[str]) -> int:
 def ensure_environment(name: str, options: "Options", say: Reporter) -> str:
     """Path of the interpreter of the profile's finished environment, which is made or repaired if need be."""
     profile = Profile(name)
-    if profile.is_complete():
+    if profile.is_complete() and not options.repair:
         return profile.python
     os.makedirs(os.path.dirname(profile.root), mode=0o700, exist_ok=True)
     lock_fd = os.open(profile.root + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -273,8 +339,9 @@ def ensure_environment(name: str, options: "Options", say: Reporter) -> str:
             end_with_host(options, lambda: None)
             while not try_lock(lock_fd):
                 time.sleep(0.1)
-        if not profile.is_complete():
-            Installation(profile, options, say, lock_fd).make()
+        installation = Installation(profile, options, say, lock_fd)
+        if not profile.is_complete() or (options.repair and not installation.works()):
+            installation.make()
     finally:
         os.close(lock_fd)
     return profile.python
@@ -314,7 +381,7 @@ class Installation:
         self.wheels = os.path.abspath(options.wheels) if options.wheels else None
         self.options = options
         self.base = str(getattr(sys, "_base_executable", None) or sys.executable)
-        self.log_path = profile.root + ".log"
+        self.log_path, self.cache = profile.root + ".log", profile.root + ".cache"
         self.process: subprocess.Popen[bytes] | None = None
         self.seen: set[tuple[str, ...]] = set()
         self.total = 0
@@ -323,19 +390,56 @@ class Installation:
         import shutil
 
         description = self.profile.describe()
-        check_free_space(os.path.dirname(self.profile.root), int(description["size_mb"]))
+        self._announce(description)
+        uv = shutil.which("uv")
+        size_mb = int(description["cpu_size_mb" if self.profile.for_cpu else "size_mb"])
+        # uv links its files into place; pip has packages and environment on the disk at once.
+        check_free_space(os.path.dirname(self.profile.root), size_mb * (6 if uv else 8) // 5)
         if self.wheels and not os.path.isdir(self.wheels):
             raise Failure("wheels_missing", f"--wheels {self.wheels!r} is no folder", EXIT_USAGE)
         if os.path.lexists(self.profile.root):
-            self.say.note(f"repairing the {self.profile.name} environment, which was not finished or lost its Python")
-        uv = shutil.which("uv")
+            self.say.note(f"repairing the {self.profile.name} environment, which was not finished or lost a part of it")
         end_with_us(self._kill_step)
         end_with_host(self.options, self._kill_step)
         write_durably(self.log_path, "")
         if not (uv and self._try_uv(uv)):
             self._install_with_pip()
-        self._run([self.profile.python, "-I", "-c", _PROBE, *description["probe"]], self._environment(), "probe")
+        self._probe(description)
         self._finish()
+
+    def works(self) -> bool:
+        """Whether the finished environment still has what it was made with."""
+        try:
+            self._probe(self.profile.describe())
+        except Failure as failure:
+            if failure.code != "environment_broken":
+                raise
+            self.say.note(failure.message)
+            return False
+        self._tidy()
+        return True
+
+    def _probe(self, description: "dict[str, Any]") -> None:
+        self._run([self.profile.python, "-I", "-c", _PROBE, *description["probe"]], self._environment(), "probe")
+
+    def _tidy(self) -> None:
+        import shutil
+
+        os.unlink(self.log_path)
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    def _announce(self, description: "dict[str, Any]") -> None:
+        """What people should know before. Raises Failure where the profile cannot work."""
+        platforms = description.get("platforms", [sys.platform])
+        if sys.platform not in platforms:
+            message = f"the profile {self.profile.name} is for {', '.join(platforms)} only, this is {sys.platform}"
+            raise Failure("profile_unsupported", message, EXIT_USAGE)
+        if description.get("needs_device") == "cuda" and not wants_cuda():
+            self.say.note(f"no NVIDIA GPU was found: models of the profile {self.profile.name} will run on the CPU")
+        if self.profile.for_cpu:
+            self.say.note("taking the builds for the CPU (SIDECAR_DEVICE=cuda: those for an NVIDIA GPU)")
+        if description.get("notice"):
+            self.say.notice(description["notice"])
 
     def _try_uv(self, uv: str) -> bool:
         try:
@@ -367,13 +471,34 @@ class Installation:
         self._run([self.profile.python, "-I", "-m", "pip", *install, *self._what_to_install()], env, "pip")
 
     def _what_to_install(self) -> list[str]:
-        complete = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", self.profile.lock_path]
-        return ["--no-index", "--find-links", self.wheels, *complete] if self.wheels else complete
+        complete = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r"]
+        if self.wheels:
+            return ["--no-index", "--find-links", self.wheels, *complete, self._lock_without_addresses()]
+        return [*complete, self.profile.lock_path]
+
+    def _lock_without_addresses(self) -> str:
+        """For `--wheels`: path of the lock in which wheels with an address of their own are named by version."""
+        import re
+        from urllib.parse import unquote
+
+        if " @ " not in self.profile.lock_text:
+            return self.profile.lock_path
+        pattern = r"(?m)^([\w.-]+) @ \S+/[\w.]+-([\w.%]+)-\S+\.whl"
+        text = re.sub(pattern, lambda wheel: f"{wheel[1]}=={unquote(wheel[2])}", self.profile.lock_text)
+        path = os.path.join(self.cache, "offline.lock")
+        os.makedirs(self.cache, exist_ok=True)
+        write_durably(path, text)
+        return path
 
     def _environment(self) -> dict[str, str]:
         env = {key: value for key, value in clean_environment().items() if key not in _INSTALLER_LEAKS}
         if self.wheels:
             env = {key: value for key, value in env.items() if key not in ("PIP_FIND_LINKS", "UV_FIND_LINKS")}
+        if self.profile.name not in ("base", "dev"):
+            # What `remove` is to give back must not stay behind in the tool's own cache: only an unfinished one
+            # keeps it, to go on from there. And /tmp may be too small for some packages.
+            os.makedirs(self.cache, exist_ok=True)
+            env = {"UV_CACHE_DIR": self.cache, "PIP_NO_CACHE_DIR": "1", "TMPDIR": self.cache, **env}
         return {**env, "PYTHONUNBUFFERED": "1"}
 
     def _clear(self) -> None:
@@ -390,6 +515,7 @@ class Installation:
 
     def _run(self, argv: list[str], env: dict[str, str], tool: str) -> None:
         """Run one step, its output into log and progress. Raises Failure that names the cause."""
+        import re
         import subprocess
 
         # The step holds the lock too: if we are killed, nobody starts over while it still writes.
@@ -403,10 +529,14 @@ class Installation:
             stderr=subprocess.STDOUT,
             **inherit,
         )
+        if sys.platform != "win32" and self.options.command == "install" and self.options.watch_pid:
+            # Somebody's app goes on beside the step. Not beside us: we must notice that app's end at once.
+            os.setpriority(os.PRIO_PGRP, self.process.pid, os.nice(0) + 10)
         lines: list[str] = []
         try:
             with open(self.log_path, "ab") as log:
                 for raw in self.process.stdout or ():
+                    raw = re.sub(rb"://[^/\s'\"]+@", b"://***@", raw)  # who logs in to a mirror or proxy
                     log.write(raw)
                     lines.append(raw.decode("utf-8", "replace").strip())
                     self._count(lines[-1])
@@ -415,7 +545,10 @@ class Installation:
             self._kill_step()
             self.process.wait()
         if exit_code != 0:
-            raise explain_step(tool, exit_code, lines, self.wheels, self.log_path)
+            failure = explain_step(tool, exit_code, lines, self.wheels, self.log_path)
+            if self.profile.for_cpu and failure.code in ("no_network", "package_missing", "install_failed"):
+                failure.message += "; SIDECAR_DEVICE=cuda takes the larger builds, from the usual index"
+            raise failure
 
     def _count(self, line: str) -> None:
         import re
@@ -447,17 +580,16 @@ class Installation:
 
     def _finish(self) -> None:
         import json
-        from hashlib import sha256
 
         stamp = {
             "profile": self.profile.name,
-            "lock_sha256": sha256(self.profile.lock_text.encode()).hexdigest(),
+            "lock_sha256": sha256_of(self.profile.lock_text),
             "python": sys.version.split()[0],
             "base": self.base,
             "finished_at": time.time(),
         }
         write_durably(self.profile.stamp, json.dumps(stamp, indent=1))
-        os.unlink(self.log_path)
+        self._tidy()
         self.say.progress("finished", self.total, self.total)
         self.say.note(f"the {self.profile.name} environment is ready")
 
@@ -548,15 +680,13 @@ def explain_step(tool: str, exit_code: int, lines: list[str], wheels: str | None
     errors = [line for line in lines if line.lower().startswith("error")] or [line for line in lines[-1:] if line]
     said = (errors or [f"exit code {exit_code}"])[0][:300]
     if tool == "probe":
-        message = f"the new environment does not work: {lines[-1] if lines else said}; run again, report it if it stays"
+        message = f"the environment does not work: {lines[-1] if lines else said}; run again, report it if it stays"
         return Failure("environment_broken", message)
     if code == "venv_missing":
         return venv_missing()
     if code == "package_missing":
-        if sys.version_info[:2] > NEWEST:
-            cure = f"Python 3.{sys.version_info[1]} is too new for a package of the lock: use Python 3.10 to 3.13"
-        else:
-            cure = f"a package of the lock is not in {wheels or 'the package index for this Python and platform'}"
+        cure = "the package index has no build of a package for this platform and Python: try another from 3.10 to 3.13"
+        cure = f"a package of the lock is not in {wheels}" if wheels else cure
     if code:
         return Failure(code, f"{cure} ({said})")
     return Failure("install_failed", f"{tool} failed: {said} (everything it said: {log_path})")
@@ -571,8 +701,7 @@ def require_venv_module() -> None:
 
 def venv_missing() -> Failure:
     try:
-        with open("/etc/os-release", encoding="utf-8") as file:
-            release = file.read()
+        release = read_text("/etc/os-release")
     except OSError:
         release = ""
     return Failure("venv_missing", f"this Python has no venv module: {venv_cure(release)}, then run again")
@@ -624,9 +753,8 @@ def end_with_host(options: "Options", end: "Callable[[], None]") -> None:
         mode = os.fstat(0).st_mode
     except OSError:
         mode = 0
-    is_host = options.command == "run" and not options.detach
-    stdin = is_host and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
-    pid = options.watch_pid if is_host else None
+    stdin = options.command == "run" and not options.detach and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
+    pid = None if options.detach else options.watch_pid
 
     def watch() -> None:
         while not ((stdin and stdin_is_closed()) or (pid and not is_alive(pid))):
@@ -664,7 +792,11 @@ def is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        # One that nobody has reaped is dead, too: where its parent died with it, that may take seconds.
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return True
 
 
 # --- The running instance
@@ -685,14 +817,28 @@ def live_handshake() -> "dict[str, Any] | None":
 
 
 def read_handshake() -> "dict[str, Any]":
-    """What the file says, or nothing."""
+    """What the file says, or nothing where it is no handshake."""
     import contextlib
     import json
 
-    with contextlib.suppress(OSError, ValueError), open(handshake_path(), encoding="utf-8") as file:
-        handshake = json.load(file)
-        return handshake if isinstance(handshake, dict) else {}
+    types = {"phase": str, "instance_id": str, "host": str, "port": int}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        handshake: dict[str, Any] = json.loads(read_text(handshake_path()))
+        known = all(isinstance(handshake[name], kind) for name, kind in types.items())
+        return handshake if known and isinstance(handshake["supervisor"]["pid"], int) else {}
     return {}
+
+
+def is_locked_by_instance() -> bool:
+    """Whether there is a supervisor, answering or not."""
+    try:
+        fd = os.open(handshake_path()[: -len(".json")] + ".lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not try_lock(fd)
+    finally:
+        os.close(fd)
 
 
 def request(
@@ -717,33 +863,50 @@ def request(
     return response.status, answer if isinstance(answer, dict) else {}
 
 
+def ask(
+    handshake: "dict[str, Any]", method: str, path: str, body: object = None, timeout_s: float = 60
+) -> "dict[str, Any]":
+    """The JSON object that the running instance answers. Raises Failure for every other answer, OSError for none."""
+    try:
+        status, answer = request(handshake, method, path, body, timeout_s)
+    except ValueError as error:
+        raise Failure("no_answer", f"the sidecar's answer is no JSON: {error}") from error
+    if status != 200:
+        detail = answer.get("detail") or answer.get("title")
+        raise Failure(answer.get("code") or "no_answer", f"the sidecar answered {status}: {detail}")
+    return answer
+
+
 class Starting:
     """A supervisor that we started as a child and that becomes ready, attaches to a running instance, or fails."""
 
     def __init__(self, python: str, flags: list[str], detach: bool) -> None:
+        os.makedirs(log_dir(), mode=0o700, exist_ok=True)
+        check_free_space(log_dir(), 1)  # without a handshake it would run, and nobody could find it
+        self.output_path = os.path.join(log_dir(), "launcher.out")
+        self.argv, self.detach = [python, "-m", "sidecar", "supervise", *flags], detach
+        self._spawn()
+
+    def _spawn(self) -> None:
         import subprocess
 
-        os.makedirs(log_dir(), mode=0o700, exist_ok=True)
-        self.output_path = os.path.join(log_dir(), "launcher.out")
-        self.started_at = time.time()
         options: dict[str, Any] = {}
-        if detach and sys.platform == "win32":
+        if self.detach and sys.platform == "win32":
             options["creationflags"] = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
-        elif detach:
+        elif self.detach:
             options["start_new_session"] = True
-        fd = os.open(self.output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
+        self.started_at = time.time()
+        with open(self.output_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
+            self.said_before = output.tell()
             self.process = subprocess.Popen(
-                [python, "-m", "sidecar", "supervise", *flags],
+                self.argv,
                 env=sidecar_environment(),
                 cwd=ROOT,
-                stdin=subprocess.DEVNULL if detach else subprocess.PIPE,
-                stdout=fd,
-                stderr=fd,
+                stdin=subprocess.DEVNULL if self.detach else subprocess.PIPE,
+                stdout=subprocess.DEVNULL,  # one that attaches prints the handshake, token included
+                stderr=output,
                 **options,
             )
-        finally:
-            os.close(fd)
 
     def wait_ready(self) -> "dict[str, Any]":
         """The handshake of the instance that answers, ours or the one that ours attached to. Raises Failure."""
@@ -754,16 +917,19 @@ class Starting:
                 return handshake
             exit_code = self.process.poll()
             latest = read_handshake()
-            failed = latest.get("phase") == "failed" and latest["updated_at"] >= self.started_at
-            if failed or exit_code:  # 0: attached to one that is still starting
+            failed = latest.get("phase") == "failed" and latest.get("updated_at", 0) >= self.started_at
+            if failed or exit_code:
                 raise Failure("start_failed", self._evidence(latest if failed else {}))
+            if exit_code == 0 and not is_locked_by_instance():  # the one that it attached to has ended
+                self._spawn()
             time.sleep(0.05)
         raise Failure("start_timeout", f"the sidecar was not ready after {READY_TIMEOUT_S:.0f} s; see {log_dir()}")
 
     def _evidence(self, handshake: "dict[str, Any]") -> str:
         last_exit = handshake.get("last_exit") or {"code": self.process.poll()}
-        with open(self.output_path, encoding="utf-8", errors="replace") as file:
-            tail = last_exit.get("stderr_tail") or file.read()[-4096:]
+        with open(self.output_path, "rb") as file:
+            file.seek(self.said_before)
+            tail = last_exit.get("stderr_tail") or file.read()[-4096:].decode("utf-8", "replace")
         end = f"signal {last_exit['signal']}" if last_exit.get("signal") else f"exit code {last_exit['code']}"
         return f"the sidecar did not start ({end}; logs in {log_dir()})\n{tail.strip()}"
 
@@ -773,6 +939,8 @@ class Starting:
 
         if self.process.stdin:
             self.process.stdin.close()
+        else:
+            self.process.terminate()
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -784,12 +952,23 @@ class Starting:
 
 
 def run(options: "Options", say: Reporter) -> int:
-    python = ensure_environment(options.profile, options, say)
+    python = own_python(options, say)
     flags = supervise_flags(options)
     if options.detach:
         return detach(python, flags, say)
     flags += ["--events"] if options.events else []
     return become([python, "-m", "sidecar", "supervise", *flags])
+
+
+def own_python(options: "Options", say: Reporter) -> str:
+    """Interpreter of the environment that the sidecar itself runs in."""
+    if options.profile not in ("base", "dev"):
+        name = Profile(options.profile).name  # one that nobody knows is told so
+        message = (
+            f"the profile {name} is for models, which use it by themselves once it is here (install --with {name})"
+        )
+        raise Failure("usage", message, EXIT_USAGE)
+    return ensure_environment(options.profile, options, say)
 
 
 def supervise_flags(options: "Options") -> list[str]:
@@ -801,7 +980,12 @@ def supervise_flags(options: "Options") -> list[str]:
 def detach(python: str, flags: list[str], say: Reporter) -> int:
     import json
 
-    handshake = Starting(python, flags, detach=True).wait_ready()
+    starting = Starting(python, flags, detach=True)
+    try:
+        handshake = starting.wait_ready()
+    except Failure:
+        starting.stop()
+        raise
     if say.events:
         print(json.dumps(handshake))
     else:
@@ -818,9 +1002,101 @@ def install(options: "Options", say: Reporter) -> int:
     return 0
 
 
+def profiles(options: "Options", say: Reporter) -> int:
+    """The profiles that models may need, and which of them are here."""
+    import json
+
+    rows = [(profile, profile.describe()) for profile in map(Profile, profile_names())]
+    rows = [(profile, description) for profile, description in rows if not description.get("internal")]
+    if options.as_json:
+        keys = ("description", "licence", "notice", "size_mb", "needs_device")
+        told = [{"name": one.name, "state": one.state(), **{key: d.get(key) for key in keys}} for one, d in rows]
+        print(json.dumps(told))
+        return 0
+    for profile, description in rows:
+        size_mb = description["cpu_size_mb" if profile.for_cpu else "size_mb"]
+        print(f"{profile.name:<8}{profile.state():<12}{size_mb / 1000:5.1f} GB  {description['description']}")
+        print(f"{'':28}licence: {description.get('licence', '')}")
+    return 0
+
+
+def remove(options: "Options", say: Reporter) -> int:
+    """Delete the profile's environments, of earlier locks too, and say how much that gives back to the disk."""
+    import json
+
+    name = options.text
+    roots = environments(name)
+    if not roots:
+        Profile(name)  # raises Failure for a name that nobody knows
+    handshake = None if options.unloaded else live_handshake()
+    if not (handshake or options.unloaded) and is_locked_by_instance():
+        message = "the sidecar runs but does not answer now: wait until it is ready, or stop it first"
+        raise Failure("instance_busy", f"{message} (python3 launcher.py stop)")
+    if handshake and name != "base":  # it unloads the models first
+        freed = ask(handshake, "DELETE", f"/profiles/{name}", timeout_s=600)["freed_bytes"]
+    else:
+        if name == "base":
+            roots = spare_what_we_run_in(roots, handshake)
+        freed = sum(remove_environment(root) for root in roots)
+    if options.as_json:
+        print(json.dumps({"profile": name, "freed_bytes": freed}))
+    else:
+        print(f"{name}  {freed / 1e6:.0f} MB freed")
+    return 0
+
+
+def spare_what_we_run_in(roots: "list[str]", handshake: "dict[str, Any] | None") -> "list[str]":
+    """Those of base that nothing needs any more. Raises Failure if there is none, or if one may be in use."""
+    if handshake:
+        raise Failure("profile_needed", "the sidecar runs in base: stop it first (python3 launcher.py stop)")
+    root = Profile("base").root
+    if roots in ([], [root]):
+        message = f"base is what everything runs in; to remove all of the sidecar, delete {data_dir()}"
+        raise Failure("profile_needed", message)
+    return [each for each in roots if each != root]
+
+
+def remove_environment(root: str) -> int:
+    """Delete one with what an installation left beside it; returns the bytes freed. Raises Failure while it is made."""
+    import contextlib
+    import shutil
+
+    lock_fd = os.open(root + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not try_lock(lock_fd):
+            raise Failure("profile_busy", f"{root} is being made right now: wait for that, or end it first")
+        freed = disk_bytes(root, root + ".cache")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(root, "complete.json"))  # first: a removal cut short must not look finished
+        shutil.rmtree(root + ".cache", ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(root + ".log")
+        shutil.rmtree(root)
+    finally:
+        os.close(lock_fd)
+    return freed
+
+
+def disk_bytes(*folders: str) -> int:
+    """What deleting them would give back: a file that is linked from elsewhere, as from a cache, gives nothing."""
+    left: dict[tuple[int, int], list[int]] = {}
+    for path, _, files in (step for folder in folders for step in os.walk(folder)):
+        for file in files:
+            status = os.lstat(os.path.join(path, file))
+            links = left.setdefault((status.st_dev, status.st_ino), [status.st_nlink, status.st_size])
+            links[0] -= 1
+    return sum(size for links, size in left.values() if links == 0)
+
+
 def test(options: "Options", say: Reporter) -> int:
     python = ensure_environment("dev", options, say)
-    return become([python, "-m", "pytest", *options.pytest_args])
+    return become([python, "-m", "pytest", *options.passed_on])
+
+
+def pass_on(options: "Options", say: Reporter) -> int:
+    """doctor, models: commands of the sidecar's own, which get their arguments unread."""
+    python = own_python(options, say)
+    return become([python, "-m", "sidecar", options.command, *options.passed_on])
 
 
 def ask_instance(options: "Options", say: Reporter) -> int:
@@ -840,32 +1116,34 @@ def any_finished_environment(name: str) -> str | None:
     profile = Profile(name)
     if profile.is_complete():
         return profile.python
-    folder = os.path.dirname(profile.root)
-    for entry in os.listdir(folder) if os.path.isdir(folder) else []:
-        root = os.path.join(folder, entry)
-        stamp = os.path.join(root, "complete.json")
-        if entry.startswith(name + "-") and os.path.exists(stamp) and has_base_interpreter(root):
+    for root in environments(name):
+        if is_finished(root):
             return environment_python(root)
     return None
 
 
 def try_text(options: "Options", say: Reporter) -> int:
     """One answer for people: from the running instance, else from one that lives as long as this takes."""
-    python = ensure_environment(options.profile, options, say)
+    python = own_python(options, say)
+    for last in (False, False, True):
+        try:
+            print_emotions(detect_emotion(python, options.text))
+            break
+        except (OSError, Failure) as error:  # the instance was another one's `try`, and ends with that
+            if last or getattr(error, "code", "shutting_down") != "shutting_down":
+                raise
+    return 0
+
+
+def detect_emotion(python: str, text: str) -> "dict[str, Any]":
     handshake = live_handshake()
     starting = None if handshake else Starting(python, [], detach=False)
     try:
         handshake = handshake or (starting.wait_ready() if starting else {})
-        status, answer = request(handshake, "POST", "/emotion/detect", {"text": options.text})
-    except ValueError as error:
-        raise Failure("try_failed", f"the sidecar's answer is no JSON: {error}") from error
+        return ask(handshake, "POST", "/emotion/detect", {"text": text})
     finally:
         if starting:
             starting.stop()
-    if status != 200:
-        raise Failure("try_failed", f"the sidecar answered {status}: {answer.get('detail') or answer.get('title')}")
-    print_emotions(answer)
-    return 0
 
 
 def print_emotions(answer: "dict[str, Any]") -> None:
@@ -888,24 +1166,34 @@ usage: python3 launcher.py [COMMAND] [OPTION]...
     --auth on|off  off: no token, for legacy local clients
     --watch-pid N  end when the process N ends
     --events       NDJSON on stdout, in the shape of the handshake
-  install          make the environment without starting anything (--events as above)
+  install          make the environment without starting anything (--events, --watch-pid as above)
     --with NAME    make this profile's environment too; may be repeated
+    --repair       try out what is there already, and make anew what has lost a part
+  profiles [--json]  list the profiles, which of them are here and how large they are
+  remove NAME      delete a profile's environments; a running sidecar unloads its models first
   test [ARG]...    run pytest with ARGs, or the whole suite, in an environment of its own
   status [--json]  say whether it runs (exit code 3: no); --json prints the handshake
   stop             stop it
   logs [-f] [-n N] show its log; -f goes on with new lines, -n N starts with the last N
+  doctor [ARG]...  examine the sidecar (starting one if none runs), and say what is wrong and its cure;
+                   --test NAME for one of its tests, --json for programs
+  models ARG...    list, pull, rm, ... the models (`models --help`)
   try TEXT         detect the emotion of TEXT and print it
 
-  --wheels DIR     run, install, test, try: install offline from the wheels in DIR
-  --profile NAME   all but test: the environment to use (default: base)
+  --wheels DIR     run, install, test, doctor, models, try: install offline from the wheels in DIR
+  --profile NAME   install: another environment than base; all but test: base or dev
 """
 COMMANDS = {
     "run": run,
     "install": install,
+    "profiles": profiles,
+    "remove": remove,
     "test": test,
     "status": ask_instance,
     "stop": ask_instance,
     "logs": ask_instance,
+    "doctor": pass_on,
+    "models": pass_on,
     "try": try_text,
 }
 
@@ -917,12 +1205,12 @@ class Options:
     profile = "base"
     wheels = auth = ""
     port = watch_pid = lines = None  # type: int | None
-    detach = events = follow = as_json = False
+    detach = events = follow = as_json = repair = unloaded = False
     text = ""
 
     def __init__(self) -> None:
         self.profiles: list[str] = []
-        self.pytest_args: list[str] = []
+        self.passed_on: list[str] = []
 
 
 # Option -> attribute, what its value is ("" for a switch), the commands that know it.
@@ -930,19 +1218,24 @@ _OPTIONS = {
     "--detach": ("detach", "", "run"),
     "--port": ("port", "a number up to 65535", "run"),
     "--auth": ("auth", "on or off", "run"),
-    "--watch-pid": ("watch_pid", "a process id", "run"),
-    "--events": ("events", "", "run install"),
+    "--watch-pid": ("watch_pid", "a process id", "run install"),
+    "--events": ("events", "", "run install remove"),
     "--with": ("profiles", "a profile", "install"),
-    "--json": ("as_json", "", "status"),
+    "--repair": ("repair", "", "install"),
+    "--json": ("as_json", "", "status profiles remove"),
+    "--unloaded": ("unloaded", "", "remove"),  # for the sidecar itself, which has unloaded the models
     "-f": ("follow", "", "logs"),
     "-n": ("lines", "a number", "logs"),
-    "--wheels": ("wheels", "a folder", "run install test try"),
-    "--profile": ("profile", "a profile", "run install status stop logs try"),
+    "--wheels": ("wheels", "a folder", "run install test doctor models try"),
+    "--profile": ("profile", "a profile", "run install status stop logs doctor models try"),
 }
 
 
+_ARGUMENTS = {"try": "TEXT", "remove": "NAME"}
+
+
 def parse(argv: list[str]) -> Options:
-    """Command first, `run` without one. What `test` does not know is pytest's. Raises Failure with exit code 78."""
+    """Command first, `run` without one. What is for another program is passed on. Failure: code 78."""
     options, words = Options(), list(argv)
     if words and not words[0].startswith("-"):
         options.command = words.pop(0)
@@ -961,15 +1254,15 @@ def parse(argv: list[str]) -> Options:
             _take_value(options, name, attribute, kind, value if equals else words.pop(0))
         else:
             raise Failure("usage", f"{name} needs {kind or 'no value'}", EXIT_USAGE)
-    if options.command == "try" and not options.text:
-        raise Failure("usage", "try needs a TEXT", EXIT_USAGE)
+    if options.command in _ARGUMENTS and not options.text:
+        raise Failure("usage", f"{options.command} needs a {_ARGUMENTS[options.command]}", EXIT_USAGE)
     return options
 
 
 def _take_argument(options: Options, word: str) -> None:
-    if options.command == "test":
-        options.pytest_args.append(word)
-    elif options.command == "try" and not options.text:
+    if options.command in ("test", "doctor", "models"):
+        options.passed_on.append(word)
+    elif options.command in _ARGUMENTS and not options.text:
         options.text = word
     else:
         raise Failure("usage", f"{options.command} does not know {word!r} (see --help)", EXIT_USAGE)
@@ -1000,11 +1293,21 @@ def claim_standard_descriptors() -> None:
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
+def has_its_own_help(command: str) -> bool:
+    """doctor and models do, but nothing is installed only to be told it."""
+    if command not in ("doctor", "models"):
+        return command == "test"
+    try:
+        return Profile("base").is_complete()
+    except Failure:
+        return False
+
+
 def main(argv: list[str]) -> int:
     claim_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    if argv[:1] != ["test"] and {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv) and not has_its_own_help(argv[0]):
         print(USAGE, end="")
         return 0
     say = Reporter("--events" in argv)

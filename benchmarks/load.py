@@ -41,6 +41,7 @@ class Measured(NamedTuple):
     broken: int = 0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
+    p95_ms: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -52,6 +53,21 @@ def read_texts() -> list[str]:
     """Real sentences of mixed lengths: the emotion model's test split."""
     lines = TEXTS.read_text(encoding="utf-8").splitlines()[1:]
     return [line.split("\t", 1)[1] for line in lines if "\t" in line]
+
+
+def mix_lengths(texts: list[str], seed: int) -> list[str]:
+    """As many texts, from one word to some 120: of each, 1 to 8 sentences, or the first words of one."""
+    chance = random.Random(seed)
+    mixed = []
+    for text in texts:
+        kind = chance.random()
+        if kind < 0.3:
+            words = text.split()
+            mixed.append(" ".join(words[: chance.randint(1, len(words))]))
+        else:
+            more = chance.sample(texts, chance.randint(1, 7)) if kind > 0.7 else []
+            mixed.append(" ".join([text, *more]))
+    return mixed
 
 
 def write_bodies(path: Path, texts: list[str], seed: int) -> Path:
@@ -71,12 +87,12 @@ def require_wrk() -> str:
     )
 
 
-def run_wrk(wrk: str, target: Target, bodies: Path, connections: int, seconds: float) -> Measured:
+def run_wrk(wrk: str, target: Target, bodies: Path, connections: int, seconds: float, path: str = PATH) -> Measured:
     """Closed loop: each of `connections` sends its next request when the last one is answered."""
     command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", "-s", str(SCRIPT)]
     environment = {**os.environ, "BENCHMARK_BODIES": str(bodies), "BENCHMARK_TOKEN": target.token}
     done = subprocess.run(
-        [*command, f"http://127.0.0.1:{target.port}{PATH}"], env=environment, capture_output=True, text=True
+        [*command, f"http://127.0.0.1:{target.port}{path}"], env=environment, capture_output=True, text=True
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:

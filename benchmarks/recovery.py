@@ -87,9 +87,9 @@ def _kill_server(product: Product) -> None:
 
 def _kill_runner(product: Product) -> None:
     """Returns when the server has a new runner."""
-    runner = until(product.runners, "a runner", DEADLINE_S)[0]
+    runner = until(product.runner, "a runner", DEADLINE_S)
     runner.kill()
-    until(lambda: any(other.pid != runner.pid for other in product.runners()), "a new runner", DEADLINE_S)
+    until(lambda: (product.runner() or runner) != runner, "a new runner", DEADLINE_S)
 
 
 def _print(what: str, figures: dict[str, Any]) -> None:

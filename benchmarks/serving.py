@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import footprint, report
-from benchmarks.load import Measured, Target, read_texts, require_wrk, run_wrk, write_bodies
+from benchmarks.load import Measured, Target, mix_lengths, read_texts, require_wrk, run_wrk, write_bodies
 from benchmarks.peers import contestants
 from benchmarks.peers.contestants import CONTESTANTS, LITSERVE_0, LITSERVE_10, MOSEC, OURS, Setup
 from benchmarks.peers.environment import peers_python
@@ -36,14 +36,22 @@ def main() -> None:
     idle: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(options.rounds):
-            bodies = write_bodies(Path(folder) / f"{turn}.jsonl", texts, options.seed + turn)
+            seed = options.seed + turn
+            chosen = mix_lengths(texts, seed) if options.mix == "lengths" else texts
+            bodies = write_bodies(Path(folder) / f"{turn}.jsonl", chosen, seed)
             _run_round(options, wrk, setup, bodies, turn, rounds)
             if options.idle_seconds > 0:
                 _run_idle(setup, options.idle_seconds, idle)
     aims = _aims(rounds, idle)
     _print_table(rounds, idle)
     report.print_aims(aims)
-    figures = {"rounds": _raw(rounds), "idle_cpu_percent": idle, "cores": options.cores, "seed": options.seed}
+    figures = {
+        "rounds": _raw(rounds),
+        "idle_cpu_percent": idle,
+        "cores": options.cores,
+        "seed": options.seed,
+        "mix": options.mix,
+    }
     report.write_json(options.json, figures, aims)
 
 
@@ -56,6 +64,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 32], help="concurrent clients")
     parser.add_argument("--cores", type=int, default=contestants.default_cores(), help="cores of every model")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffles of the texts")
+    parser.add_argument(
+        "--mix", choices=("sentences", "lengths"), default="sentences", help="sentences, or texts of 1 to 120 words"
+    )
     parser.add_argument("--litserve-queue", choices=("default", "zmq"), default="default")
     return parser.parse_args()
 
@@ -117,6 +128,8 @@ def _aims(rounds: Rounds, idle: dict[str, list[float]]) -> list[Aim]:
         for name, limit in ((LITSERVE_0, 1.25), (LITSERVE_10, 1.25), (MOSEC, 1.05)):
             label = f"{clients} clients: ours / {name}"
             aims.append(Aim(label, report.ratios(mine, _rates(by_name, name)), limit, True))
+        tails = Spread.of([run.p99_ms / run.p50_ms for run in by_name[OURS]])
+        aims.append(Aim(f"{clients} clients: p99 / p50 of ours", tails, 4.0, False))
     if OURS in idle:
         aims.append(Aim("idle CPU of ours", Spread.of(idle[OURS]), 1.0, False, " %"))
     return aims

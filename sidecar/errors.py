@@ -4,9 +4,20 @@ HTTP status is the server's business (`server/problem.py`); across a process bor
 `{code, message, retryable}` (`wire.Error`), never as a pickled exception.
 """
 
+import re
 from typing import ClassVar
 
 EXIT_BAD_CONFIG = 78  # sysexits.h EX_CONFIG: the supervisor never restarts a child that ends with it
+EXIT_PART_MISSING = 69  # sysexits.h EX_UNAVAILABLE: nor with this one
+
+
+# User and password of an address, with or without its scheme, as a proxy or endpoint setting may hold them.
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+@|[^/\s:@'\"]+:[^/\s@'\"]+@(?=[\w.\[-])")
+
+
+def redact(text: str) -> str:
+    """The text without the credentials of addresses in it: for whatever is shown, logged or sent."""
+    return _CREDENTIALS.sub("***@", text) if "@" in text else text
 
 
 class SidecarError(Exception):
@@ -14,7 +25,7 @@ class SidecarError(Exception):
 
     Attributes:
         code: stable identifier, snake_case, part of the public contract.
-        message: one line that names the thing and, where there is one, the cure.
+        message: one line that names the thing and, where there is one, the cure; without credentials.
         retryable: whether the same request may succeed when sent again unchanged.
         retry_after_s: seconds after which a retry makes sense, or None.
     """
@@ -23,6 +34,7 @@ class SidecarError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
@@ -35,9 +47,19 @@ class ConfigError(SidecarError):
 
 
 class InputError(SidecarError):
-    """The request's content cannot be processed; sending it again will not help."""
+    """The request's content cannot be processed; sending it again will not help. `field` is the one to blame."""
 
     code = "invalid_input"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.field = field
+
+
+class VoiceNotFoundError(InputError):
+    """No usable model speaks with this voice; the message names some that there are."""
+
+    code = "voice_not_found"
 
 
 class PoisonInputError(InputError):
@@ -46,10 +68,34 @@ class PoisonInputError(InputError):
     code = "poison_input"
 
 
+class AudioError(InputError):
+    """What was sent as audio cannot be decoded, or holds no sound."""
+
+    code = "invalid_audio"
+
+
+class AudioTooLongError(InputError):
+    """The audio is longer than one request may be."""
+
+    code = "audio_too_long"
+
+
+class AudioNotFoundError(InputError):
+    """`audio_path` names no file that may be read."""
+
+    code = "audio_not_found"
+
+
 class BadRequestError(SidecarError):
     """The request's head contradicts itself."""
 
     code = "bad_request"
+
+
+class UnsupportedEncodingError(SidecarError):
+    """The body is packed in a way that is not read here."""
+
+    code = "unsupported_encoding"
 
 
 class BodyTooLargeError(SidecarError):
@@ -89,16 +135,72 @@ class ModelUnavailableError(SidecarError):
     code = "model_unavailable"
 
 
+class ModelUnsupportedError(ModelUnavailableError):
+    """The model is known and can never answer here: this version has nothing to run it with."""
+
+    code = "model_unsupported"
+
+
 class ModelLoadError(ModelUnavailableError):
     """The runner could not load the model."""
 
     code = "model_load_failed"
 
 
+class OptimiseError(SidecarError):
+    """A model could not be turned into a faster one; it stays as it is."""
+
+    code = "optimise_failed"
+
+
+class ProfileMissingError(ModelLoadError):
+    """The environment that the model's runner needs is not there, not finished or not of this version."""
+
+    code = "profile_missing"
+
+
+class EnvironmentBrokenError(ModelLoadError):
+    """The runner's environment lacks a module, or one in it cannot be imported."""
+
+    code = "environment_broken"
+
+
+class ProfileNotFoundError(SidecarError):
+    """There is no profile of this name."""
+
+    code = "profile_not_found"
+
+
+class ProfileNeededError(SidecarError):
+    """The profile cannot be removed: everything runs in it."""
+
+    code = "profile_needed"
+
+
+class ProfileBusyError(SidecarError):
+    """The profile is being installed or removed: one after the other."""
+
+    code = "profile_busy"
+    retryable = True
+
+
+class ProfileError(SidecarError):
+    """The launcher could not make or remove an environment; the message is its own."""
+
+    code = "profile_failed"
+
+
 class OverloadedError(SidecarError):
     """The model's queue is full; `retry_after_s` is computed from queue length and service time."""
 
     code = "overloaded"
+    retryable = True
+
+
+class RateLimitedError(SidecarError):
+    """The client has sent more requests than the user's limit; `retry_after_s` is when the next one may come."""
+
+    code = "rate_limited"
     retryable = True
 
 

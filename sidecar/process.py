@@ -4,19 +4,37 @@ import sys
 
 if sys.platform == "win32":
     from sidecar.process_windows import (
+        ENVIRONMENT_PYTHON,
         die_with_parent,
+        end_tree,
         leave_ending_to_parent,
+        limit_memory,
         raise_file_limit,
+        readable_by_child,
         usable_cores,
         yield_to_host,
     )
 else:
     from sidecar.process_posix import (
+        ENVIRONMENT_PYTHON,
         die_with_parent,
+        end_tree,
         leave_ending_to_parent,
+        limit_memory,
         raise_file_limit,
+        readable_by_child,
         usable_cores,
         yield_to_host,
     )
 
-__all__ = ["die_with_parent", "leave_ending_to_parent", "raise_file_limit", "usable_cores", "yield_to_host"]
+__all__ = [
+    "ENVIRONMENT_PYTHON",
+    "die_with_parent",
+    "end_tree",
+    "leave_ending_to_parent",
+    "limit_memory",
+    "raise_file_limit",
+    "readable_by_child",
+    "usable_cores",
+    "yield_to_host",
+]

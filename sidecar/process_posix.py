@@ -8,6 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
+ENVIRONMENT_PYTHON = "bin/python"
+"""A virtual environment's interpreter, relative to its folder."""
+
 _PR_SET_PDEATHSIG = 1
 _NICE = 5
 _FILES = 65536
@@ -25,6 +28,12 @@ def die_with_parent() -> None:
             os._exit(1)
 
 
+def end_tree(pid: int) -> None:
+    """Ask a child that knows how to end its own children to end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
 def leave_ending_to_parent() -> None:
     """Ignore the signals that a whole process group gets when it is to stop: the server lets requests finish first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -37,6 +46,22 @@ def raise_file_limit() -> None:
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Have allocations fail beyond this, so that they fail one request and not the computer.
+
+    Private memory, not address space, of which allocators and thread stacks reserve gigabytes. macOS ignores it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = limit_bytes if hard == resource.RLIM_INFINITY else min(hard, limit_bytes)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def readable_by_child(descriptor: int) -> str | None:
+    """A path by which a child can open this very file, whatever its name leads to by then; None where there is none."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}" if sys.platform == "linux" else None
 
 
 def yield_to_host() -> None:

@@ -3,17 +3,20 @@
 This module is the only reader of `os.environ`. The README's table is generated from `Settings` (`settings_table`).
 """
 
+import math
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from sidecar.bounds import LONGEST_S, MOST_BYTES, Delay, fitting, parse_duration_s, shortened
 from sidecar.errors import ConfigError
 
 APP_NAME = "ml-sidecar"
@@ -22,11 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 DESKTOP_ORIGINS = ("tauri://localhost", "http://tauri.localhost", "https://tauri.localhost")
 
-Numbers = Annotated[tuple[float, ...], NoDecode]
+Numbers = Annotated[tuple[Delay, ...], NoDecode]
 Words = Annotated[tuple[str, ...], NoDecode]
 
 
 def _env(*names: str, default: Any, text: str, **limits: Any) -> Any:
+    if isinstance(default, float):
+        limits = {"le": LONGEST_S, "allow_inf_nan": False, **limits}
+    elif type(default) is int:
+        limits = {"le": MOST_BYTES, **limits}
     return Field(default, validation_alias=AliasChoices(*names), description=text, **limits)
 
 
@@ -52,19 +59,34 @@ class Settings(BaseSettings):
     log_max_bytes: int = _env(
         "SIDECAR_LOG_MAX_BYTES", default=5_000_000, text="Size at which a log file is rotated (bytes)", ge=10_000
     )
-    log_files: int = _env("SIDECAR_LOG_FILES", default=5, text="Rotated log files kept", ge=1)
+    log_files: int = _env("SIDECAR_LOG_FILES", default=5, text="Rotated log files kept", ge=1, le=10_000)
 
     catalogue_dir: Path | None = _env(
         "SIDECAR_CATALOGUE", default=None, text="Folder of additional model TOML files, read after the built-in ones"
     )
+    profiles_dir: Path | None = _env(
+        "SIDECAR_PROFILES", default=None, text="Folder of profiles (TOML and lock each) in place of the built-in ones"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = _env(
+        "SIDECAR_DEVICE",
+        default="auto",
+        text="Where models run; `auto` takes a GPU that works, and what cannot be used falls back to the CPU",
+    )
     threads: int = _env(
-        "SIDECAR_THREADS", default=0, text="Threads per runner; 0 sizes them from the usable cores", ge=0
+        "SIDECAR_THREADS", default=0, text="Threads per runner; 0 sizes them from the usable cores", ge=0, le=1024
     )
     queue_size: int = _env(
         "SIDECAR_QUEUE_SIZE",
         default=512,
         text="Requests that may wait for one model; past it 503 with Retry-After",
         ge=1,
+        le=1_000_000,
+    )
+    rate_limit_per_minute: int = _env(
+        "RATE_LIMIT_PER_MINUTE",
+        default=0,
+        text="Requests a minute of one client; past it 429 with Retry-After. 0 sets no limit",
+        ge=0,
     )
     request_timeout_s: float = _env(
         "REQUEST_TIMEOUT", default=300.0, text="Longest a request may take, queueing included (s)", gt=0
@@ -72,11 +94,32 @@ class Settings(BaseSettings):
     max_body_bytes: int = _env(
         "SIDECAR_MAX_BODY_BYTES", default=2_000_000, text="Largest body of a JSON request (bytes)", ge=1024
     )
+    max_audio_bytes: int = _env(
+        "SIDECAR_MAX_AUDIO_BYTES",
+        default=256_000_000,
+        text="Largest body of a request that brings audio (bytes)",
+        ge=1024,
+    )
+    # Its upper bound: 16 kHz float32 of this length fills one frame to a runner (wire.MAX_FRAME_BYTES).
+    max_audio_s: float = _env(
+        "SIDECAR_MAX_AUDIO_S", default=3600.0, text="Longest audio of one request (s)", gt=0, le=4000
+    )
+    audio_folders: str = _env(
+        "SIDECAR_AUDIO_FOLDERS",
+        default="",
+        text="Folders whose files requests may name (`audio_path`), separated like PATH or by commas; "
+        "empty: the user's temporary folder and the sidecar's data folder",
+    )
     runner_ready_timeout_s: float = _env(
         "SIDECAR_RUNNER_READY_TIMEOUT",
         default=60.0,
         text="Longest silence of a loading runner (s); progress extends it",
         gt=0,
+    )
+    preload: Words = _env(
+        "SIDECAR_PRELOAD",
+        default=("emotion",),
+        text="Capabilities whose model is loaded at the start; the others load at their first request",
     )
     keep_alive: str = _env(
         "SIDECAR_KEEP_ALIVE",
@@ -89,11 +132,41 @@ class Settings(BaseSettings):
         text="Memory of all models together (bytes); 0 is 60 % of the computer's",
         ge=0,
     )
+    vram_budget_bytes: int = _env(
+        "SIDECAR_VRAM_BUDGET",
+        default=0,
+        text="GPU memory of all models together (bytes); 0 is 90 % of the first GPU's",
+        ge=0,
+    )
     runner_memory_limit_bytes: int = _env(
         "SIDECAR_RUNNER_MEMORY_LIMIT",
         default=0,
         text="RSS at which a runner is ended (bytes); 0 is 85 % of the memory",
         ge=0,
+    )
+
+    backchannel_model: str = _env(
+        "SIDECAR_BACKCHANNEL_MODEL",
+        default="",
+        text="Your own backchannel model (`distilbert-onnx`, `distilbert`): a folder, a hub id, or s3://bucket/prefix",
+    )
+    s3_bucket: str = _env("S3_BUCKET_NAME", default="", text="S3 bucket of the backchannel model")
+    s3_prefix: str = _env("S3_MODEL_PREFIX", default="", text="Prefix of its files there")
+    s3_region: str = _env("S3_REGION", default="", text="Region of the bucket")
+    s3_endpoint: str = _env("S3_ENDPOINT_URL", default="", text="Address of an S3 that is not Amazon's", repr=False)
+    s3_access_key_id: SecretStr | None = _env(
+        "S3_ACCESS_KEY_ID", default=None, text="Access key; without it that of the AWS profile, or none"
+    )
+    s3_secret_access_key: SecretStr | None = _env("S3_SECRET_ACCESS_KEY", default=None, text="Its secret")
+    model_threshold: float = _env(
+        "MODEL_THRESHOLD",
+        default=0.5,
+        text="Probability above which an utterance counts as a backchannel, at start",
+        ge=0,
+        le=1,
+    )
+    max_batch_size: int = _env(
+        "MAX_BATCH_SIZE", default=32, text="Utterances that one batch of backchannel predictions may hold", ge=1
     )
 
     restart_delays_s: Numbers = _env(
@@ -120,7 +193,12 @@ class Settings(BaseSettings):
     drain_s: float = _env("SIDECAR_DRAIN", default=5.0, text="Time running requests get at shutdown (s)", ge=0)
     term_s: float = _env("SIDECAR_TERM", default=5.0, text="Time between SIGTERM and SIGKILL at shutdown (s)", ge=0)
 
-    @field_validator("allowed_origins", "restart_delays_s", mode="before")
+    @field_validator("home", "catalogue_dir", "profiles_dir", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return value or None  # empty is not set, for the launcher too; Path("") would be the current folder
+
+    @field_validator("allowed_origins", "preload", "restart_delays_s", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -138,6 +216,24 @@ class Settings(BaseSettings):
     def _loopback(cls, value: str) -> str:
         if value not in ("127.0.0.1", "localhost", "::1"):
             raise ValueError(f"{value!r} is no loopback address; the sidecar serves this computer only")
+        return value
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        try:
+            if math.isinf(parse_duration_s(value)):
+                raise ValueError
+        except ValueError:
+            raise ValueError('write seconds, "5m", 0 or -1') from None
+        return value
+
+    @field_validator("audio_folders")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        for folder in _split_folders(value):
+            if not Path(folder).expanduser().is_absolute():
+                raise ValueError(f"{folder!r} is no absolute path")
         return value
 
     @classmethod
@@ -162,6 +258,13 @@ class Settings(BaseSettings):
         return self.data_dir / "cache" if self.home else platformdirs.user_cache_path(APP_NAME, False)
 
     @cached_property
+    def backchannel_place(self) -> str:
+        """Where the user's own backchannel model is; "" where there is none."""
+        if self.backchannel_model or not self.s3_bucket:
+            return self.backchannel_model
+        return f"s3://{self.s3_bucket}/{self.s3_prefix.strip('/')}".rstrip("/")
+
+    @cached_property
     def log_dir(self) -> Path:
         return self.data_dir / "logs" if self.home else platformdirs.user_log_path(APP_NAME, False)
 
@@ -181,23 +284,41 @@ class Settings(BaseSettings):
     def lock_path(self) -> Path:
         return self.run_dir / f"{INSTANCE}.lock"
 
+    @cached_property
+    def audio_dirs(self) -> tuple[Path, ...]:
+        """Where the files of requests may lie."""
+        named = tuple(Path(folder).expanduser() for folder in _split_folders(self.audio_folders))
+        return named or (Path(tempfile.gettempdir()), self.data_dir)
+
     def as_environment(self) -> dict[str, str]:
         """What a child needs to see the same settings: the inherited environment plus the overrides of this process."""
         env = dict(os.environ)
         for name in self.model_fields_set:
             value = getattr(self, name)
             if value is not None:
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else _plain(value)
                 env[environment_names(name)[0]] = text
         return env
 
 
+def _split_folders(value: str) -> list[str]:
+    separator = os.pathsep if os.pathsep in value else ","
+    return [part.strip() for part in value.split(separator) if part.strip()]
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
 def _explain(cls: type[BaseModel], item: Mapping[str, Any]) -> str:
     location = str(item["loc"][0]) if item["loc"] else ""
-    for name in cls.model_fields:
+    takes = ""
+    for name, field in cls.model_fields.items():
         if location == name or location in environment_names(name):
             location = environment_names(name)[0]
-    return f"setting {location}={item.get('input')!r}: {item['msg'].removeprefix('Value error, ')}"
+            takes = fitting(field)
+    shown = shortened(item.get("input"))
+    return f"setting {location}={shown}: {item['msg'].removeprefix('Value error, ')}{takes}"
 
 
 def environment_names(field: str) -> list[str]:
@@ -241,19 +362,26 @@ _RUNNER_ENV = frozenset(
     COMSPEC NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE CUDA_VISIBLE_DEVICES PYTHONPATH PYTHONUTF8 XDG_CACHE_HOME
     XDG_DATA_HOME XDG_RUNTIME_DIR""".split()  # noqa: SIM905 (one name a line would be 26 lines)
 )
-_RUNNER_SETTINGS = frozenset(["SIDECAR_HOME", "SIDECAR_CATALOGUE", "SIDECAR_THREADS", "LOG_LEVEL"])
 
 
 def runner_environment() -> dict[str, str]:
     """The environment of a runner process."""
-    inherited = {key: value for key, value in os.environ.items() if key.upper() in _RUNNER_ENV | _RUNNER_SETTINGS}
-    # Its thread pool would compete with the batches computed beside, for texts too short to gain from it.
-    return inherited | {"TOKENIZERS_PARALLELISM": "false"}
+    inherited = {key: value for key, value in os.environ.items() if key.upper() in _RUNNER_ENV}
+    return inherited | {
+        "PYTHONPATH": str(ROOT),  # the interpreter may be a profile's, in whose environment we are not installed
+        # Its thread pool would compete with the batches computed beside, for texts too short to gain from it.
+        "TOKENIZERS_PARALLELISM": "false",
+        # OpenMP's threads (torch) spin while they wait, by default. On a busy computer they then wait for each other:
+        # measured 5 to 15 times slower, and nothing gained on an idle one.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # A runner has its files; a library that looks for newer ones would tell the network what is used here.
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def role_command(*role: str, python: Path | None = None) -> list[str]:
-    """argv of another process of ours; frozen, the executable itself takes the role."""
-    if getattr(sys, "frozen", False):
+    """argv of another process of ours, run by `python` if given; frozen, the executable itself takes the role."""
+    if python is None and getattr(sys, "frozen", False):
         return [sys.executable, *role]
     return [str(python or sys.executable), "-m", "sidecar", *role]
 

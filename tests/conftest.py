@@ -1,15 +1,21 @@
 """Fixtures of the whole suite."""
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hub import Hub
 from tests.product import Product, write_fake
 
 STRICT = bool(os.environ.get("SIDECAR_TEST_STRICT"))
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts its background jobs so, and children inherit it; the tests are about those of a terminal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -26,6 +32,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """One running product with the embedded model, shared by tests that leave it as it was."""
     with Product(tmp_path_factory.mktemp("product home")) as running:
+        yield running
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A model hub of one's own, still empty."""
+    with Hub() as running:
         yield running
 
 

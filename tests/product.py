@@ -1,5 +1,6 @@
 """The whole product as a real process, driven from outside."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -41,13 +42,39 @@ load = "{load}"
 load_s = {load_s}
 item_s = {item_s}
 ballast_mb = {ballast_mb}
+{more_options}
 """
+
+
+HUB_FAKE_TOML = """
+id = "{id}"
+title = "one that comes from the hub"
+capabilities = ["emotion"]
+runtime = "fake"
+licence = "MIT"
+preference = 500
+files = [{{ path = "weights.safetensors" }}]
+
+[source]
+repo = "tiny/{id}"
+
+[heads.emotion]
+labels = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
+"""
+
+
+def write_hub_fake(folder: Path, model_id: str) -> Path:
+    """A catalogue folder with a preferred fake model whose `weights.safetensors` the hub has as `tiny/ID`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{model_id}.toml").write_text(HUB_FAKE_TOML.format(id=model_id), encoding="utf-8")
+    return folder
 
 
 def write_fake(folder: Path, **values: Any) -> Path:
     """A catalogue folder with one fake model that is preferred to the embedded one."""
     defaults = {"id": "fake", "load": "ok", "load_s": 0.0, "item_s": 0.0, "timeout_s": 2.0}
     defaults |= {"max_items": 32, "memory_limit_mb": 0, "ballast_mb": 0, "preference": 100, "memory_mb": 0, "more": ""}
+    defaults |= {"more_options": ""}
     folder.mkdir(parents=True, exist_ok=True)
     text = FAKE_TOML.format(**{**defaults, **values})
     (folder / f"{values.get('id', 'fake')}.toml").write_text(text, encoding="utf-8")
@@ -84,6 +111,35 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def cpu_s(process: psutil.Process) -> float:
+    """Processor time that it has used: what a busy machine does not make longer."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def idle(process: psutil.Process) -> Callable[[], bool]:
+    """Whether it wanted no processor time in fifty looks in a row. A machine that stood still is one look."""
+    used, looks = -1.0, 0
+
+    def still() -> bool:
+        nonlocal used, looks
+        now = cpu_s(process)
+        looks = looks + 1 if now == used and not _wants_to_run(process) else 0
+        used = now
+        return looks >= 50
+
+    return still
+
+
+def _wants_to_run(process: psutil.Process) -> bool:
+    """Whether one of its threads waits for nothing but a processor, which others may have. Linux says so."""
+    for stat in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
+
+
 class Product:
     """`python -m sidecar supervise` in a home of its own. Close it, or use it as a context."""
 
@@ -112,9 +168,15 @@ class Product:
 
     def wait(self, *phases: str, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
         """The first handshake from now on whose phase is one of these (or the present one)."""
-        until(lambda: self.events and self.events[-1]["phase"] in (*phases, "failed"), f"phase {phases}", deadline_s)
-        assert self.events[-1]["phase"] in phases, (self.events[-1], self.log()[-3000:])
-        return self.events[-1]
+        present = max(len(self.events) - 1, 0)
+
+        def look() -> dict[str, Any] | None:
+            told = self.events[present:]
+            return next((event for event in told if event["phase"] in (*phases, "failed")), None)
+
+        found: dict[str, Any] = until(look, f"phase {phases}", deadline_s)
+        assert found["phase"] in phases, (found, self.log()[-3000:])
+        return found
 
     @property
     def handshake(self) -> dict[str, Any]:
@@ -157,6 +219,14 @@ class Product:
             return self.server().children()
         except (psutil.NoSuchProcess, TypeError):
             return []
+
+    def runner(self, model: str = "minilm") -> psutil.Process | None:
+        """The process that has this model loaded; None while there is none."""
+        pid = self.call("GET", f"/models/{model}").json()["pid"]
+        try:
+            return psutil.Process(pid) if pid else None
+        except psutil.NoSuchProcess:  # ended since the answer, or before the server has noticed
+            return None
 
     def tree(self) -> list[psutil.Process]:
         top = psutil.Process(self.process.pid)

@@ -5,6 +5,9 @@ import re
 
 import pytest
 
+from sidecar.capabilities import CAPABILITIES
+from sidecar.catalogue.cli import _parser
+from sidecar.optimise.command import COMMAND
 from sidecar.server.state import ServerState
 from sidecar.settings import ROOT
 from tests.product import Product
@@ -33,6 +36,22 @@ def test_every_event_is_in_the_readme() -> None:
         assert f"`{event}`" in README
 
 
+def test_commands_about_models_are_what_the_readme_says() -> None:
+    lines = re.findall(r"(?:launcher\.py |`)models ([a-z]+[^#`\n]*)", README)
+    assert len(lines) > 8
+    for line in lines:
+        words = [word for word in line.replace("[", " ").replace("]", " ").split() if word != "…"]
+        assert _parser([COMMAND]).parse_args(words), line
+
+
 @pytest.mark.parametrize("folder", ["installer/profiles", "models/build", "models/embedded", "benchmarks"])
 def test_folders_that_people_open_have_a_readme(folder: str) -> None:
     assert (ROOT / folder / "README.md").is_file()
+
+
+def test_every_tensor_is_in_the_readme() -> None:
+    for capability in CAPABILITIES:
+        if capability.tensors:
+            row = next(line for line in README.splitlines() if line.startswith(f"| `{capability.name}` | `"))
+            for tensor in (*capability.tensors.inputs, *capability.tensors.outputs):
+                assert f"`{tensor.name}` {tensor.datatype} {list(tensor.shape)}" in row

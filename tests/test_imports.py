@@ -9,10 +9,11 @@ import pytest
 
 from sidecar.settings import ROOT
 
-BASE = {"errors", "settings", "wire", "process"}
+BASE = {"bounds", "errors", "settings", "wire", "process"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "settings": {"errors"},
+    "bounds": set(),
+    "settings": {"bounds", "errors"},
     "wire": {"errors"},
     "process": {"process_posix", "process_windows"},
     "process_posix": set(),
@@ -25,7 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sessions": {"inference", "capabilities", *BASE},
     "server": {"capabilities", "catalogue", "store", "inference", "sessions", *BASE},
     "supervisor": {"errors", "settings"},
-    "__main__": {"supervisor", "server", "runner", "catalogue", *BASE},
+    "doctor": {"catalogue", "supervisor", *BASE},
+    "optimise": {"capabilities", "catalogue", "runner", "supervisor", *BASE},
+    "__main__": {"optimise", "supervisor", "server", "runner", "catalogue", "doctor", *BASE},
 }
 FILES = sorted((ROOT / "sidecar").rglob("*.py"))
 
@@ -84,7 +87,7 @@ def test_there_are_no_import_cycles() -> None:
 def test_the_server_process_loads_no_ml_library() -> None:
     code = (
         "import sys, sidecar.server.app\n"
-        "heavy = {'numpy', 'onnxruntime', 'tokenizers', 'torch', 'transformers', 'ctranslate2'}\n"
+        "heavy = {'numpy', 'onnxruntime', 'tokenizers', 'torch', 'transformers', 'ctranslate2', 'av', 'soxr'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,8 +8,10 @@ from sidecar.settings import ROOT
 def test_both_systems_have_one_interface() -> None:
     for name in ("process_posix.py", "process_windows.py"):
         tree = ast.parse((ROOT / "sidecar" / name).read_text(encoding="utf-8"))
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert functions == set(process.__all__), name
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assigned = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+        names |= {each.id for each in assigned if isinstance(each, ast.Name) and not each.id.startswith("_")}
+        assert names == set(process.__all__), name
 
 
 def test_cores_are_those_this_process_may_use() -> None:

@@ -33,11 +33,44 @@ def test_common_variables_of_other_programs_are_not_ours(monkeypatch: pytest.Mon
         ("ALLOWED_ORIGINS", "http://a.example,null"),
         ("ALLOWED_ORIGINS", "*"),
         ("SIDECAR_RESTART_DELAYS", "0,soon"),
+        ("SIDECAR_KEEP_ALIVE", "5x"),
+        ("SIDECAR_KEEP_ALIVE", "nan"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=variable):
+        Settings.load()
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "restart_delays_s"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "-1", "1e300", "9" * 30, "1e999", "five", "9" * 5000])
+def test_a_number_that_does_not_fit_is_refused_with_what_does(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = environment_names(name)[0]
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    message = caught.value.message
+    assert f"setting {variable}='{value[:70]}" in message and len(message) < 400
+    assert "; it takes " in message and "number" in message and " to " in message.partition("; it takes ")[2]
+
+
+def test_what_a_number_may_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUEST_TIMEOUT", "inf")
+    with pytest.raises(ConfigError, match=r"REQUEST_TIMEOUT='inf': .*finite.*; it takes a number over 0 to 604800$"):
+        Settings.load()
+    monkeypatch.setenv("REQUEST_TIMEOUT", "300")
+    monkeypatch.setenv("SIDECAR_RESTART_DELAYS", "0,1,nan")
+    with pytest.raises(ConfigError, match=r"SIDECAR_RESTART_DELAYS=.*each from 0 to 604800$"):
+        Settings.load()
+    monkeypatch.setenv("SIDECAR_RESTART_DELAYS", "0,1")
+    monkeypatch.setenv("SIDECAR_KEEP_ALIVE", "inf")
+    with pytest.raises(ConfigError, match="SIDECAR_KEEP_ALIVE"):
         Settings.load()
 
 
@@ -65,3 +98,8 @@ def test_a_runner_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_readme_has_the_table_of_settings() -> None:
     assert settings_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_endpoint_with_credentials_is_not_shown() -> None:
+    settings = Settings.load(s3_endpoint="http://alice:hush@host")
+    assert "hush" not in repr(settings) and settings.as_environment()["S3_ENDPOINT_URL"] == "http://alice:hush@host"

@@ -41,6 +41,37 @@ def test_arrays_keep_dtype_shape_and_bytes(array: "np.ndarray[Any, Any]") -> Non
     assert np.array_equal(np.frombuffer(back.data, back.dtype).reshape(back.shape), array)
 
 
+def test_large_arrays_travel_beside_the_message_and_are_not_copied() -> None:
+    small, large, odd = np.arange(7.0), np.arange(300_000, dtype=np.float32), np.frombuffer(b"abc" * 50_001, np.uint8)
+    message = wire.Infer(9, "asr", [{"a": large, "b": [small, odd], "c": "text"}, large[:0]])
+    parts = wire.frame(message)
+    assert any(np.shares_memory(np.frombuffer(part, np.uint8), large) for part in parts if len(part) == large.nbytes)
+    stream = b"".join(parts) + wire.encode(wire.Cancel(3)) + wire.encode(message)
+    chance = random.Random(4)
+    for _ in range(3):
+        decoder, position, got = wire.Decoder(), 0, []
+        while position < len(stream):
+            size = chance.choice((1, 7, 4096, 65_536, 1 << 20))
+            got += decoder.feed(stream[position : position + size])
+            position += size
+        first, middle, last = got
+        assert middle == wire.Cancel(3)
+        for each in (first, last):
+            item, none = each.items
+            assert item["c"] == "text" and none.numpy().shape == (0,)
+            for back, sent in ((item["a"], large), (item["b"][0], small), (item["b"][1], odd)):
+                assert np.array_equal(back.numpy(), sent) and back.numpy().dtype == sent.dtype
+                assert not back.numpy().flags.writeable
+            assert item["a"].numpy().flags.aligned
+
+
+def test_an_array_outside_its_frame_is_a_wire_error() -> None:
+    whole = bytearray(wire.encode(wire.Infer(9, "asr", [np.zeros(100_000, np.float32)])))
+    cut = (len(whole) - 4 - 32).to_bytes(4, "little") + whole[4:-32]
+    with pytest.raises(WireError, match="outside"):
+        list(wire.Decoder().feed(cut))
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

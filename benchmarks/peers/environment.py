@@ -10,18 +10,28 @@ from pathlib import Path
 import platformdirs
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-peers.txt"
+PLOT_REQUIREMENTS = REQUIREMENTS.with_name("requirements-plot.txt")
 ENGINE = ("onnxruntime", "tokenizers", "numpy")
 
 
 def peers_python() -> Path:
-    """Interpreter of the environment, made at the first call (by uv if there is one, else venv and pip)."""
-    requirements = [*_lines(REQUIREMENTS), *(f"{name}=={version(name)}" for name in ENGINE)]
+    """Interpreter of the peers, with the engine in our versions."""
+    return made_python("peers", [*_lines(REQUIREMENTS), *(f"{name}=={version(name)}" for name in ENGINE)])
+
+
+def plot_python() -> Path:
+    """Interpreter of what draws."""
+    return made_python("plot", _lines(PLOT_REQUIREMENTS))
+
+
+def made_python(name: str, requirements: list[str]) -> Path:
+    """Interpreter of an environment, made at the first call (by uv if there is one, else venv and pip)."""
     key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
-    folder = platformdirs.user_cache_path("ml-sidecar-benchmarks", False) / f"peers-{key}"
+    folder = platformdirs.user_cache_path("ml-sidecar-benchmarks", False) / f"{name}-{key}"
     python = folder / "bin" / "python"
     complete = folder / "complete"
     if not complete.exists():
-        print(f"making the peers' environment in {folder} …", flush=True)
+        print(f"making the environment {name} in {folder} …", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         for command in _commands(folder, python, requirements):

@@ -1,6 +1,9 @@
 """Keyword tables, to show what the model is worth beside them. Written from the label descriptions, not the data."""
 
 import re
+from pathlib import Path
+
+import tomllib
 
 EMOTION_WORDS = {
     "anger": "angry anger mad furious rage livid annoyed annoying irritated frustrated hate outrageous unfair fed_up "
@@ -16,10 +19,9 @@ EMOTION_WORDS = {
     "surprise": "surprised surprise wow unexpected unbelievable shocked shock astonished no_way omg whoa "
     "cannot_believe can't_believe really suddenly never_expected speechless wait what",
 }
-BACKCHANNELS = (
-    "yeah yes yep mm mmm mm-hm mhm mm-hmm uh-huh hmm huh right okay ok sure oh wow really i_see got_it no_way "
-    "of_course exactly totally absolutely true nice cool great gosh aha ah alright oh_no oh_wow go_on makes_sense"
-)
+# The product has this table as a model; one copy of it.
+_BASELINE = Path(__file__).resolve().parent.parent / "catalogue" / "baseline.toml"
+BACKCHANNELS = tomllib.loads(_BASELINE.read_text(encoding="utf-8"))["options"]["phrases"]
 
 
 def _normal(text: str) -> str:
@@ -43,7 +45,7 @@ def backchannel(utterance: str) -> bool:
     rest = f" {_normal(utterance)} "
     if not rest.strip():
         return False
-    for phrase in sorted(_phrases(BACKCHANNELS), key=len, reverse=True):
+    for phrase in sorted(BACKCHANNELS, key=len, reverse=True):
         while f" {phrase} " in rest:
             rest = rest.replace(f" {phrase} ", " ")
     return not rest.strip()

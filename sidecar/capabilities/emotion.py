@@ -5,7 +5,19 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
-from sidecar.capabilities.base import Capability, Endpoint, InferenceRequest, Meta, TextClassifier, text_cost
+from sidecar.capabilities.base import (
+    Capability,
+    Endpoint,
+    InferenceRequest,
+    LabelScore,
+    Meta,
+    Tensor,
+    TensorForm,
+    TextClassifier,
+    probabilities,
+    ranked,
+    text_cost,
+)
 
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 MAX_BATCH_TEXTS = 256
@@ -19,13 +31,6 @@ class EmotionRequest(InferenceRequest):
     """One text. Blank is answered neutral; longer than the model's window is truncated."""
 
     text: str
-
-
-class LabelScore(BaseModel):
-    """One label and its probability, 0 to 1."""
-
-    label: str
-    score: float
 
 
 class EmotionResponse(BaseModel):
@@ -48,6 +53,11 @@ class EmotionBatchResponse(BaseModel):
     """One result per text, in order."""
 
     results: list[EmotionResponse]
+
+
+def _row(response: EmotionResponse) -> tuple[str, float, list[float]]:
+    scores = {each["label"]: each["score"] for each in response.all_emotions}
+    return response.emotion, response.confidence, [scores.get(label, 0.0) for label in LABELS]
 
 
 class Emotion(Capability[EmotionRequest, str, list[tuple[str, float]], EmotionResponse]):
@@ -75,6 +85,16 @@ class Emotion(Capability[EmotionRequest, str, list[tuple[str, float]], EmotionRe
             bulk=True,
         ),
     )
+    tensors = TensorForm(
+        inputs=(Tensor("text", "BYTES"),),
+        outputs=(
+            Tensor("label", "BYTES"),
+            Tensor("confidence", "FP32"),
+            Tensor("scores", "FP32", (-1, len(LABELS)), labels=LABELS),
+        ),
+        request=EmotionRequest,
+        row=_row,
+    )
 
     def shortcut(self, request: EmotionRequest, model: str) -> EmotionResponse | None:
         if request.text.strip():
@@ -91,21 +111,15 @@ class Emotion(Capability[EmotionRequest, str, list[tuple[str, float]], EmotionRe
         return text_cost(item)
 
     def run_batch(self, adapter: TextClassifier, items: Sequence[str]) -> list[list[tuple[str, float]]]:
-        import numpy as np
-
-        logits = np.asarray(adapter.classify(items, "emotion"), dtype=np.float64)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
         labels = adapter.labels("emotion")
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        return [[(labels[i], float(row[i])) for i in ranked] for row, ranked in zip(probabilities, order, strict=True)]
+        return [ranked(labels, row) for row in probabilities(adapter.classify(items, "emotion"))]
 
     def finish(self, output: list[tuple[str, float]], meta: Meta) -> EmotionResponse:
         # Built without validation: the values are ours, and this is on every request's path.
-        scores = [LabelScore.model_construct(label=label, score=round(score, 6)) for label, score in output]
+        scores = [LabelScore(label=label, score=round(score, 6)) for label, score in output]
         return EmotionResponse.model_construct(
-            emotion=scores[0].label,
-            confidence=scores[0].score,
+            emotion=scores[0]["label"],
+            confidence=scores[0]["score"],
             all_emotions=scores,
             processing_time_ms=meta.processing_time_ms,
             model=meta.model,

@@ -6,21 +6,22 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sidecar.catalogue.lockfile import Consent, Entry, Lockfile
+from sidecar.catalogue.s3 import Access
 from sidecar.catalogue.spec import NOWHERE, ModelFile, ModelSpec, is_commit
 from sidecar.errors import (
+    BadRequestError,
     CacheReadOnlyError,
     ConfigError,
     DiskFullError,
     DownloadCancelledError,
     DownloadError,
-    ModelUnavailableError,
     SidecarError,
 )
 from sidecar.settings import Settings
@@ -31,6 +32,7 @@ PART = ".part"
 _BLOCK_BYTES = 1 << 20
 _POLL_S = 0.1
 _PART_KEPT_S = 14 * 86400.0
+_SPARE_BYTES = 16 << 20  # the lock file, a database, a log: what else wants to be written there
 
 
 class Garbage(NamedTuple):
@@ -43,14 +45,15 @@ class Garbage(NamedTuple):
 class ModelCache:
     """Where models lie, and whether they are whole. Safe between threads and processes."""
 
-    def __init__(self, root: Path, lockfile: Lockfile) -> None:
+    def __init__(self, root: Path, lockfile: Lockfile, s3: Access | None = None) -> None:
         self.root = root
         self.lockfile = lockfile
+        self.s3 = s3
 
     @classmethod
     def of(cls, settings: Settings) -> "ModelCache":
         """The cache of these settings."""
-        return cls(settings.cache_dir / "models", Lockfile(settings.data_dir / "models.lock.json"))
+        return cls(settings.cache_dir / "models", Lockfile(settings.data_dir / "models.lock.json"), Access.of(settings))
 
     def entry(self, spec: ModelSpec) -> Entry | None:
         """The lock's entry; a damaged lock is as good as none here, the download is what complains."""
@@ -135,6 +138,7 @@ class ModelCache:
             except Timeout:
                 if waiting:
                     waiting()
+                    waiting = None
                 if (cancel or threading.Event()).wait(_POLL_S):
                     raise DownloadCancelledError(
                         f"model {model_id!r}: cancelled while another download of it"
@@ -144,17 +148,39 @@ class ModelCache:
         finally:
             lock.release()
 
+    def made_folder(self, model_id: str) -> Path:
+        """Where `models optimise` keeps what it made under this id: one folder for each content."""
+        return self.root.parent / "optimised" / model_id
+
+    def made_entry(self, model_id: str) -> Path:
+        """The TOML that makes it known, in the user's own catalogue."""
+        return self.lockfile.path.parent / "catalogue" / f"{model_id}.toml"
+
     def remove(self, spec: ModelSpec) -> int:
-        """Delete the weights; the lock remembers them. Returns the bytes freed. Raises SidecarError."""
-        if not spec.is_hub:
-            raise ModelUnavailableError(f"model {spec.id!r} was not downloaded, its files are in {spec.folder}")
+        """Delete the weights; the lock remembers them. Returns the bytes freed. Raises SidecarError.
+
+        What `models optimise` made goes with its entry: it can only be made again.
+        """
+        self.check_removable(spec)
+        if spec.made_from is not None:
+            with self.exclusive(f"{spec.id}.made"), writing(self.made_entry(spec.id), spec.id):
+                self.made_entry(spec.id).unlink(missing_ok=True)
+                return _delete(self.made_folder(spec.id))
         with self.exclusive(spec.id):
             return _delete(self.root / spec.id)
+
+    def check_removable(self, spec: ModelSpec) -> None:
+        """Raises BadRequestError for a model whose files we have not put there."""
+        if spec.made_from is None and not spec.is_hub:
+            raise BadRequestError(
+                f"model {spec.id!r} was not downloaded, so that it cannot be deleted; its files are in {spec.folder}"
+            )
 
     def verify(self, spec: ModelSpec, progress: Callable[[str, int], None] | None = None) -> list[str]:
         """Read every file; returns what is wrong, one line each. Files with wrong content are deleted."""
         faults, folder = [], self.folder(spec)
-        with self.exclusive(spec.id):
+        # What we have not put there we do not change either.
+        with self.exclusive(spec.id) if spec.is_hub else nullcontext():
             for file in self.files(spec):
                 path = folder / file.path
                 if not path.is_file():
@@ -167,12 +193,19 @@ class ModelCache:
                         path.unlink()
         return faults
 
-    def collect(self, specs: Iterable[ModelSpec]) -> Garbage:
-        """Delete revisions that neither catalogue nor lock name, and parts that no download will go on with."""
+    def collect(self, specs: Iterable[ModelSpec], unclear: Collection[str | None] = ()) -> Garbage:
+        """Delete revisions that neither catalogue nor lock name, and parts that no download will go on with.
+
+        Nothing is deleted of models whose entry has no place set, or cannot be read now: their ids are `unclear`, and
+        None among them says that a whole folder of entries is out of reach.
+        """
+        specs = list(specs)
         known = {spec.id: spec for spec in specs if spec.is_hub}
+        kept = {".locks", *unclear, *(spec.id for spec in specs if spec.source and spec.source.setting)}
+        clear = [path for path in self._folders() if path.name in known or None not in unclear]
         paths: list[Path] = []
         freed = 0
-        for folder in sorted(path for path in self._folders() if path.name != ".locks"):
+        for folder in sorted(path for path in clear if path.name not in kept):
             try:
                 with self.exclusive(folder.name, _already_set()):
                     for path in self._garbage(folder, known.get(folder.name)):
@@ -275,11 +308,16 @@ def writing(folder: Path, model_id: str) -> Iterator[None]:
         raise DownloadError(f"model {model_id!r}: {folder}: {error.strerror or error}") from error
 
 
-def disk_full(folder: Path, model_id: str, needed: int | None = None, free: int | None = None) -> DiskFullError:
-    """The error, with the figures where they are known (bytes)."""
-    figures = (
-        "" if needed is None or free is None else f": needs {needed / 1e6:,.0f} MB more, {free / 1e6:,.0f} MB free"
-    )
+def check_room(folder: Path, model_id: str, needed: int) -> None:
+    """Raises DiskFullError unless the folder's volume has these bytes, and some to spare."""
+    free = shutil.disk_usage(folder).free
+    if needed > 0 and needed + _SPARE_BYTES > free:
+        figures = f"{needed / 1e6:,.0f} MB more and {_SPARE_BYTES / 1e6:,.0f} MB to spare, {free / 1e6:,.0f} MB free"
+        raise disk_full(folder, model_id, f": needs {figures}")
+
+
+def disk_full(folder: Path, model_id: str, figures: str = "") -> DiskFullError:
+    """The error, with the figures where they are known."""
     return DiskFullError(
         f"model {model_id!r}: no room on the volume of {folder}{figures}; free some space there (`models rm ID` "
         "deletes weights), or point SIDECAR_HOME to a larger volume. What has arrived is kept"

@@ -6,15 +6,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidecar.catalogue.cache import ModelCache
 from sidecar.catalogue.catalogue import Catalogue
-from sidecar.catalogue.downloader import DownloadProgress, download
+from sidecar.catalogue.downloader import download
 from sidecar.catalogue.exchange import export_folder, import_folder
 from sidecar.catalogue.spec import ModelSpec
+from sidecar.catalogue.terminal import Disk, Events, Terminal, megabytes
 from sidecar.errors import ConfigError, DownloadCancelledError, SidecarError
 from sidecar.settings import Settings
 
@@ -22,17 +22,29 @@ EXIT_FAILED = 1
 EXIT_CANCELLED = 130
 
 
-def main_models(argv: Sequence[str]) -> int:
+class Command(NamedTuple):
+    """A command that another part adds. `run` gets the arguments, the catalogue, its cache and a wish to stop."""
+
+    name: str
+    text: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Catalogue, ModelCache, threading.Event], int]
+
+
+def main_models(argv: Sequence[str], more: Sequence[Command] = ()) -> int:
     """0 done, 1 not (one line on stderr says what, why and the cure), 2 usage, 130 cancelled."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(more).parse_args(argv)
     catalogue = Catalogue.of(Settings.load())
     assert catalogue.cache is not None
     cancel = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM) if arguments.tidies else ():
         signal.signal(number, lambda _number, _frame: cancel.set())
     try:
         code: int = arguments.action(arguments, catalogue, catalogue.cache, cancel)
         return code
+    except KeyboardInterrupt:
+        print("\nml-sidecar: stopped", file=sys.stderr)
+        return EXIT_CANCELLED
     except ConfigError:
         raise
     except SidecarError as error:
@@ -40,18 +52,19 @@ def main_models(argv: Sequence[str]) -> int:
         return EXIT_CANCELLED if isinstance(error, DownloadCancelledError) else EXIT_FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(more: Sequence[Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("sidecar models", allow_abbrev=False, description="Models on this computer.")
-    commands = parser.add_subparsers(required=True, metavar="list|pull|rm|import|export|verify|why")
+    names = ("list", "pull", "rm", "import", "export", "verify", "why", *(each.name for each in more))
+    commands = parser.add_subparsers(required=True, metavar="|".join(names))
 
-    def command(name: str, action: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, action: Callable[..., int], text: str, tidies: bool = False) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        one.set_defaults(action=action)
+        one.set_defaults(action=action, tidies=tidies)  # whether it ends by itself when `cancel` is set
         return one
 
     listing = command("list", _list, "all models that the catalogue knows")
     listing.add_argument("--json", action="store_true", help="one JSON array")
-    pull = command("pull", _pull, "download models; goes on where an earlier try ended")
+    pull = command("pull", _pull, "download models; goes on where an earlier try ended", tidies=True)
     pull.add_argument("ids", nargs="+", metavar="ID")
     pull.add_argument("--accept-licence", action="store_true", help="agree to the licence that the model asks about")
     pull.add_argument("--allow-pickle", action="append", default=[], metavar="FILE", help="allow this very pickle")
@@ -73,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("ids", nargs="*", metavar="ID")
     why = command("why", _why, "why a model answers, or does not")
     why.add_argument("id", metavar="ID")
+    for each in more:
+        each.declare(command(each.name, each.run, each.text, tidies=True))
     return parser
 
 
@@ -87,19 +102,21 @@ def describe(spec: ModelSpec, catalogue: Catalogue, cache: ModelCache) -> dict[s
         "usable": not obstacles,
         "obstacles": [obstacle._asdict() for obstacle in obstacles],
         "size": cache.size_bytes(spec),
+        "download_mb": spec.download_mb or None,
         "memory_mb": spec.memory_mb,
         "profile": spec.profile,
         "runtime": spec.runtime,
         "licence": spec.licence,
         "languages": list(spec.languages),
         "revision": cache.revision(spec),
-        "repo": spec.source.repo if spec.source else None,
+        "repo": spec.source.origin if spec.source else None,
     }
 
 
 def _list(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache, _: threading.Event) -> int:
     rows = [describe(spec, catalogue, cache) for spec in catalogue.specs.values()]
     rows.sort(key=lambda row: (row["capabilities"], row["id"]))
+    _tell_faults(catalogue)
     if arguments.json:
         print(json.dumps(rows))
         return 0
@@ -111,10 +128,10 @@ def _list(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache
             (
                 row["id"],
                 ", ".join(row["capabilities"]),
-                files.get(row["state"], "in part"),
-                _megabytes(row["size"]),
+                "none" if local and _is_unsupported(row) else files.get(row["state"], "in part"),
+                _size(row),
                 row["profile"],
-                "yes" if row["usable"] else "no",
+                "yes" if row["usable"] else "no runtime" if _is_unsupported(row) else "no",
                 row["licence"],
             )
         )
@@ -124,10 +141,30 @@ def _list(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache
     return 0
 
 
+def _tell_faults(catalogue: Catalogue, model_id: str | None = None) -> None:
+    """Entries that were left out; those of one id only, if it is given."""
+    for fault in catalogue.faults:
+        if model_id in (None, fault.id):
+            print(f"ml-sidecar: {fault.reason}", file=sys.stderr)
+
+
+def _size(row: dict[str, Any]) -> str:
+    if row["size"] is None and row["download_mb"]:
+        return f"~ {megabytes(row['download_mb'] * 10**6)}"
+    return "-" if row["size"] is None and row["repo"] is None else megabytes(row["size"])
+
+
+def _is_unsupported(row: dict[str, Any]) -> bool:
+    return any(obstacle["kind"] == "runtime" for obstacle in row["obstacles"])
+
+
 def _pull(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache, cancel: threading.Event) -> int:
-    for spec in [catalogue.get(model_id) for model_id in arguments.ids]:
+    chosen = [catalogue.get(model_id) for model_id in arguments.ids]
+    for spec in chosen:
+        catalogue.check_supported(spec)
+    for spec in chosen:
         _agree(arguments, spec, cache)
-        show = _Events() if arguments.events else _Terminal()
+        show = Events() if arguments.events else Terminal()
         folder = download(spec, cache, show, cancel, update=arguments.update)
         show.end()
         print(f"{spec.id}: {folder}", file=sys.stderr if arguments.events else sys.stdout)
@@ -146,28 +183,34 @@ def _remove(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCac
         freed = cache.remove(spec)
         if arguments.forget:
             cache.lockfile.forget(spec.id)
-        print(f"{spec.id}: {_megabytes(freed)} freed")
+        print(f"{spec.id}: {megabytes(freed)} freed")
     if arguments.unused:
-        garbage = cache.collect(catalogue.specs.values())
+        garbage = cache.collect(catalogue.specs.values(), {fault.id for fault in catalogue.faults})
         for path in garbage.paths:
             print(f"deleted {path}")
-        print(f"{_megabytes(garbage.size_bytes)} freed")
+        print(f"{megabytes(garbage.size_bytes)} freed")
     return 0
 
 
-def _import(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache, cancel: threading.Event) -> int:
+def _import(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache, _: threading.Event) -> int:
     if arguments.accept_licence or arguments.allow_pickle:
         if not arguments.id:
             raise ConfigError("models import: --accept-licence and --allow-pickle are for one model: say --id ID")
         _agree(arguments, catalogue.get(arguments.id), cache)
-    for model_id in import_folder(catalogue, arguments.folder, arguments.id, cancel=cancel):
+    show = Terminal()
+    ids = import_folder(catalogue, arguments.folder, arguments.id, lambda spec: Disk(spec.id, None, show))
+    show.end()
+    for model_id in ids:
         print(f"{model_id}: {cache.folder(catalogue.get(model_id))}")
     return 0
 
 
 def _export(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCache, _: threading.Event) -> int:
     for spec in [catalogue.get(model_id) for model_id in arguments.ids]:
-        print(f"{spec.id}: {export_folder(spec, cache, arguments.to)}")
+        show = Terminal()
+        folder = export_folder(spec, cache, arguments.to, Disk(spec.id, cache.size_bytes(spec), show))
+        show.end()
+        print(f"{spec.id}: {folder}")
     return 0
 
 
@@ -175,7 +218,9 @@ def _verify(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCac
     chosen = [catalogue.get(model_id) for model_id in arguments.ids]
     code = 0
     for spec in chosen or [spec for spec in catalogue.specs.values() if cache.state(spec) != "absent" and spec.files]:
-        faults = cache.verify(spec)
+        show = Terminal()
+        faults = cache.verify(spec, Disk(spec.id, cache.size_bytes(spec), show, reading=True))
+        show.end()
         cure = f"`models pull {spec.id}` fetches it again" if spec.is_hub else "install the product again"
         for fault in faults:
             print(f"{spec.id}: {fault}; {cure}")
@@ -188,6 +233,7 @@ def _verify(arguments: argparse.Namespace, catalogue: Catalogue, cache: ModelCac
 def _why(arguments: argparse.Namespace, catalogue: Catalogue, _: ModelCache, __: threading.Event) -> int:
     spec = catalogue.get(arguments.id)
     print(f"{spec.id}: {spec.title}")
+    _tell_faults(catalogue, spec.id)
     obstacles = catalogue.obstacles(spec)
     for kind, reason, cure in obstacles:
         print(f"  cannot answer ({kind}): {reason}" + (f"; cure: {cure}" if cure else ""))
@@ -207,46 +253,3 @@ def _place(spec: ModelSpec, capability: str, catalogue: Catalogue, blocked: bool
         would = all(spec.preference >= other.preference for other in usable)
         return f"{best} answers; without the obstacles above it would {'' if would else 'still not '}be this one"
     return f"{best} answers, it comes before this one (preference {spec.preference}); pin this one by `model`"
-
-
-class _Terminal:
-    """Progress for people: one line, rewritten in place on a terminal, a new one every tenth part in a log."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._said = ""
-        self._shown = False
-
-    def __call__(self, now: DownloadProgress) -> None:
-        line = f"{now.item}: {now.state}"
-        if now.state in ("downloading", "verifying"):
-            percent = f" {100 * now.done // now.total:3d}%" if now.total else ""
-            eta = "" if now.eta_s is None else f", {now.eta_s:,.0f} s left"
-            of = f" of {_megabytes(now.total)}" if now.total else ""
-            line += f"{percent} {_megabytes(now.done)}{of}, {now.rate / 1e6:,.1f} MB/s{eta}"
-        if self._live:
-            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
-            self._shown = True
-            return
-        mark = f"{now.state} {10 * now.done // now.total if now.total else ''}"
-        if mark != self._said:
-            self._said = mark
-            print(line, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self._shown:
-            print(file=sys.stderr)
-
-
-class _Events:
-    """Progress for programs."""
-
-    def __call__(self, now: DownloadProgress) -> None:
-        print(json.dumps({"event": "progress", **asdict(now)}), flush=True)
-
-    def end(self) -> None:
-        """Nothing is left open."""
-
-
-def _megabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"

@@ -1,21 +1,22 @@
-"""A model from the hub into the cache. Synchronous and thread-safe: for the server's threads and the terminal."""
+"""A model from the hub or S3 into the cache. Synchronous and thread-safe: for the server's threads and the terminal."""
 
 import queue
-import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from sidecar.catalogue.cache import ModelCache, disk_full
+from sidecar.catalogue.cache import ModelCache, check_room
 from sidecar.catalogue.hub import Hub
 from sidecar.catalogue.lockfile import Entry
+from sidecar.catalogue.origin import Origin
 from sidecar.catalogue.permission import check_consent
 from sidecar.catalogue.retry import Retries
+from sidecar.catalogue.s3 import S3
 from sidecar.catalogue.spec import ModelFile, ModelSpec, is_commit, safe_path
 from sidecar.catalogue.transfer import Stop, Transfer, Wanted
 from sidecar.errors import (
@@ -32,19 +33,22 @@ _REPORT_S = 0.25
 _RATE_WINDOW_S = 5.0
 _POLL_S = 0.05
 _LEAVE_S = 0.5
-_SPARE_BYTES = 16 << 20  # the lock file, a database, a log: what else wants to be written there
 
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """Bytes of all files together, resumed ones included; rate in bytes/s; a total or an end not yet known is None."""
+    """Bytes of all files together, resumed ones included; rate in bytes/s; a total or an end not yet known is None.
+
+    `received` are the bytes that came over the network in this run.
+    """
 
     item: str
     done: int
     total: int | None
     rate: float = 0.0
     eta_s: float | None = None
-    state: Literal["waiting", "resolving", "downloading", "verifying"] = "downloading"
+    state: Literal["waiting", "resolving", "downloading", "verifying", "copying"] = "downloading"
+    received: int = 0
 
 
 OnProgress = Callable[[DownloadProgress], None]
@@ -65,35 +69,45 @@ def download(
     Raises DownloadError and its children; a part of the model stays for the next try.
     """
     cancel = cancel or threading.Event()
-    if not spec.is_hub:
-        if missing := cache.missing(spec):
-            raise ModelUnavailableError(
-                f"model {spec.id!r} is no download and {spec.folder} lacks {', '.join(missing)}"
-            )
-        return spec.folder
-    if cache.state(spec) == "complete" and not update:
+    if spec.is_hub and cache.state(spec) == "complete" and not update:
         return cache.folder(spec)
-    check_consent(spec, spec.files, cache.lockfile)
+    check_downloadable(spec, cache)
+    if not spec.is_hub:
+        return spec.folder
     report = on_progress or (lambda _: None)
     waiting = DownloadProgress(spec.id, 0, cache.size_bytes(spec), state="waiting")
     with cache.exclusive(spec.id, cancel, lambda: report(waiting)):
         if cache.state(spec) == "complete" and not update:
             return cache.folder(spec)
-        return _Download(spec, cache, report, cancel).run(update)
+        work = _Download(spec, cache, report, cancel)
+        try:
+            return work.run(update)
+        finally:
+            work.origin.close()
+
+
+def check_downloadable(spec: ModelSpec, cache: ModelCache) -> None:
+    """Raises ModelUnavailableError, LicenceRequiredError, PickleRefusedError for what can be told without a request."""
+    if spec.is_hub:
+        check_consent(spec, spec.files, cache.lockfile)
+    elif spec.source and spec.source.setting:
+        raise ModelUnavailableError(f"model {spec.id!r}: {spec.source.setting} does not say where it is; set it")
+    elif missing := cache.missing(spec):
+        raise ModelUnavailableError(f"model {spec.id!r} is no download and {spec.folder} lacks {', '.join(missing)}")
 
 
 class _Download:
     """One download, in the hands of the thread that called; transfers have threads of their own."""
 
     def __init__(self, spec: ModelSpec, cache: ModelCache, report: OnProgress, cancel: threading.Event) -> None:
-        assert spec.source and spec.source.repo
+        assert spec.source and spec.source.origin
         self._spec = spec
-        self._repo = spec.source.repo
+        self._repo = spec.source.origin
         self._ref = spec.source.revision
         self._cache = cache
         self._report = report
         self._cancel = cancel
-        self._hub = Hub(spec.id)
+        self.origin: Origin = S3(spec.id, cache.s3) if spec.source.s3 else Hub(spec.id)
         self._stop = Stop()
         self._meter = _Meter(spec.id, report)
 
@@ -103,7 +117,7 @@ class _Download:
         folder = self._cache.root / self._spec.id / commit
         present = [item for item in wanted if _whole(folder, item.file)]
         transfers = [
-            Transfer(self._spec, commit, item, folder, self._hub, self._cache.lockfile, self._stop)
+            Transfer(self._spec, commit, item, folder, self.origin, self._cache.lockfile, self._stop)
             for item in wanted
             if item not in present
         ]
@@ -119,7 +133,7 @@ class _Download:
     # The plan: which commit, which files, how large and with which hash.
 
     def _plan(self, update: bool) -> tuple[str, list[Wanted]]:
-        retries = Retries(self._hub, self._repo, self._stop.event)
+        retries = Retries(self.origin, self._repo, self._stop.event)
         locked = None if update else self._cache.lockfile.entry(self._spec)
         if locked and is_commit(locked.revision):
             commit, files = locked.revision, self._cache.files(self._spec)
@@ -134,7 +148,12 @@ class _Download:
         if self._ref is not None and is_commit(self._ref) and not patterns:
             return self._ref, self._spec.files
         ref = self._ref or "main"
-        commit, paths = retries.run(lambda: self._hub.resolve(self._repo, ref))
+        commit, paths = retries.run(lambda: self.origin.resolve(self._repo, ref))
+        if is_commit(ref) and commit != ref:
+            raise HashMismatchError(
+                f"model {self._spec.id!r}: asked for {self._repo}@{ref}, {self.origin.name} answers with {commit!r}; "
+                f"nothing was fetched. Check {self.origin.setting}"
+            )
         if not is_commit(commit):
             raise DownloadError(
                 f"model {self._spec.id!r}: {self._repo}@{ref} resolves to {commit!r}, which is no commit"
@@ -143,12 +162,11 @@ class _Download:
 
     def _chosen(self, paths: list[str], patterns: tuple[str, ...]) -> tuple[ModelFile, ...]:
         """The files that the entry's patterns name; what the hub says is not trusted to stay in the folder."""
-        named = {file.path for file in self._spec.files}
-        chosen = [path for path in paths if path not in named and any(fnmatchcase(path, one) for one in patterns)]
+        chosen = self._spec.matching(paths)
         if patterns and not chosen:
             raise RevisionNotFoundError(
-                f"model {self._spec.id!r}: {self._repo} has no file like {', '.join(patterns)}; correct "
-                "`source.include`"
+                f"model {self._spec.id!r}: {self._repo} has no file like {', '.join(patterns)}; correct its "
+                "place, or `source.include` in its entry"
             )
         try:
             return tuple(ModelFile(path=safe_path(path)) for path in chosen)
@@ -157,25 +175,23 @@ class _Download:
 
     def _wanted(self, retries: Retries, commit: str, file: ModelFile) -> Wanted:
         if file.size is not None and file.sha256:
-            return Wanted(file, None)
-        remote = retries.run(lambda: self._hub.metadata(self._repo, commit, file.path))
+            return Wanted(file)
+        remote = retries.run(lambda: self.origin.metadata(self._repo, commit, file.path))
         for name, ours, theirs in (("size", file.size, remote.size), ("sha256", file.sha256, remote.sha256)):
             if None not in (ours, theirs) and ours != theirs:
+                origin = self.origin
                 raise HashMismatchError(
-                    f"model {self._spec.id!r}: {file.path} of {self._repo}@{commit[:12]}: the hub says {name} "
-                    f"{theirs}, catalogue or lock say {ours}; nothing was fetched. Check HF_ENDPOINT, or correct the "
-                    "entry if it is your own"
+                    f"model {self._spec.id!r}: {file.path} of {self._repo}@{commit[:12]}: {origin.name} says {name} "
+                    f"{theirs}, catalogue or lock say {ours}; nothing was fetched. Check {origin.setting}, or correct "
+                    "the entry if it is your own"
                 )
         known = {"size": remote.size if file.size is None else file.size, "sha256": file.sha256 or remote.sha256}
-        return Wanted(file.model_copy(update=known), remote.git_sha1)
+        return Wanted(file.model_copy(update=known), remote.git_sha1, remote.md5)
 
     def _check_space(self, transfers: list[Transfer]) -> None:
         """On the volume of the cache; what a part has already is paid for."""
         needed = sum((one.wanted.file.size or 0) - _size(one.part) for one in transfers)
-        folder = self._cache.root
-        free = shutil.disk_usage(folder).free
-        if needed > 0 and needed + _SPARE_BYTES > free:
-            raise disk_full(folder, self._spec.id, needed, free)
+        check_room(self._cache.root, self._spec.id, needed)
 
     # The transfers: a few threads, which the caller's thread watches.
 
@@ -193,8 +209,10 @@ class _Download:
                     return
                 results.append(one.run())
 
-        self._watch([work] * min(_PARALLEL_FILES, len(transfers)))
-        self._meter.tick(last=True)
+        try:
+            self._watch([work] * min(_PARALLEL_FILES, len(transfers)))
+        finally:
+            self._meter.tick(last=True)
         return results
 
     def _aside(self, job: Callable[[], tuple[str, list[Wanted]]]) -> tuple[str, list[Wanted]]:
@@ -206,20 +224,27 @@ class _Download:
     def _watch(self, jobs: list[Callable[[], None]]) -> None:
         """Run the jobs; the first error, or a cancel, stops all of them."""
         errors: list[BaseException] = []
+        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
         def guarded(job: Callable[[], None]) -> None:
             try:
                 job()
             except BaseException as error:
                 errors.append(error)
+            finally:
+                ended.put(None)
 
         # Daemons: one that is stuck in a connect is left behind, it has no file open and will open none.
         threads = [threading.Thread(target=guarded, args=(job,), name="download", daemon=True) for job in jobs]
         try:
             for thread in threads:
                 thread.start()
-            while any(thread.is_alive() for thread in threads) and not errors:
-                if self._cancel.wait(_POLL_S):
+            running = len(threads)
+            while running and not errors:
+                with suppress(queue.Empty):
+                    ended.get(timeout=_POLL_S)
+                    running -= 1
+                if self._cancel.is_set():
                     raise DownloadCancelledError(f"model {self._spec.id!r}: cancelled; what has arrived is kept")
                 self._meter.tick()
         except BaseException:
@@ -276,6 +301,7 @@ class _Meter:
                 rate,
                 left / rate if rate and left is not None else None,
                 "verifying" if verifying else "downloading",
+                new,
             )
         )
 

@@ -3,19 +3,17 @@
 import hashlib
 import json
 import os
-import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from sidecar.catalogue.cache import PART, ModelCache, disk_full, writing
+from sidecar.catalogue.cache import PART, ModelCache, check_room, writing
 from sidecar.catalogue.catalogue import Catalogue
 from sidecar.catalogue.lockfile import Entry
 from sidecar.catalogue.permission import check_consent, check_content
-from sidecar.catalogue.spec import ModelFile, ModelSpec, is_commit
-from sidecar.errors import DownloadCancelledError, HashMismatchError, ModelNotFoundError, ModelUnavailableError
+from sidecar.catalogue.spec import ModelFile, ModelSpec, is_commit, safe_path
+from sidecar.errors import HashMismatchError, ModelNotFoundError, ModelUnavailableError
 
 MANIFEST = "sidecar-model.json"
 _BLOCK_BYTES = 1 << 20
@@ -32,16 +30,16 @@ class Manifest(BaseModel):
 
 def export_folder(spec: ModelSpec, cache: ModelCache, target: Path, on_bytes: OnBytes | None = None) -> Path:
     """Copy a whole model to `target/<id>`, verified on the way. Raises ModelUnavailableError, DownloadError."""
-    if not spec.is_hub or not spec.source or not spec.source.repo:
+    if not spec.is_hub or not spec.source or not spec.source.origin:
         raise ModelUnavailableError(f"model {spec.id!r} was not downloaded; copy {spec.folder}")
     if cache.state(spec) != "complete":
         raise ModelUnavailableError(f"model {spec.id!r} is not on this computer: `models pull {spec.id}` first")
     folder, made = target / spec.id, []
     with cache.exclusive(spec.id), writing(target, spec.id):
         for file in cache.files(spec):
-            made.append(_copy(spec, file, cache.folder(spec) / file.path, folder / file.path, on_bytes, None, None))
+            made.append(_copy(spec, file, cache.folder(spec) / file.path, folder / file.path, on_bytes, None))
         entry = cache.entry(spec) or Entry(
-            repo=spec.source.repo, ref=spec.source.revision, revision=cache.revision(spec) or "imported", files=()
+            repo=spec.source.origin, ref=spec.source.revision, revision=cache.revision(spec) or "imported", files=()
         )
         manifest = Manifest(id=spec.id, entry=entry.model_copy(update={"files": tuple(made)}))
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
@@ -53,57 +51,50 @@ def import_folder(
     catalogue: Catalogue,
     source: Path,
     model_id: str | None = None,
-    on_bytes: OnBytes | None = None,
-    cancel: threading.Event | None = None,
+    progress: Callable[[ModelSpec], OnBytes] = lambda _: lambda _path, _count: None,
 ) -> list[str]:
     """Copy what an export wrote, or any folder with the files of `model_id`, into the cache. Returns the ids.
 
-    Raises ModelNotFoundError where nothing fits, HashMismatchError, LicenceRequiredError, PickleRefusedError,
-    DiskFullError, CacheReadOnlyError.
+    `progress` is asked once per model for what is then told of its bytes.
+
+    Raises ModelNotFoundError where nothing fits, ModelUnsupportedError, HashMismatchError, LicenceRequiredError,
+    PickleRefusedError, DiskFullError, CacheReadOnlyError.
     """
+    if not source.is_dir():
+        raise ModelNotFoundError(f"{source} is no folder; name one that `models export` wrote, or one with the files")
     found = [source] if (source / MANIFEST).is_file() else sorted(path.parent for path in source.glob(f"*/{MANIFEST}"))
     if not found and model_id is None:
         raise ModelNotFoundError(
             f"{source} is no exported model (it has no {MANIFEST}); say which one it is: "
             f"`models import {source} --id ID`"
         )
-    ids = []
+    chosen = []
     for folder in found or [source]:
         manifest = _read_manifest(folder)
         if model_id and manifest and manifest.id != model_id:
             raise ModelNotFoundError(f"{folder} is model {manifest.id!r}, not {model_id!r}")
         spec = catalogue.get(manifest.id if manifest else model_id or "")
-        assert catalogue.cache is not None
-        _import(spec, catalogue.cache, folder, manifest, on_bytes, cancel)
-        ids.append(spec.id)
+        catalogue.check_supported(spec)
+        chosen.append((spec, folder, manifest))
+    assert catalogue.cache is not None
+    for spec, folder, manifest in chosen:
+        _import(spec, catalogue.cache, folder, manifest, progress(spec))
     catalogue.refresh()
-    return ids
+    return [spec.id for spec, _, _ in chosen]
 
 
-def _import(
-    spec: ModelSpec,
-    cache: ModelCache,
-    source: Path,
-    manifest: Manifest | None,
-    on_bytes: OnBytes | None,
-    cancel: threading.Event | None,
-) -> None:
-    if not spec.is_hub or not spec.source or not spec.source.repo:
+def _import(spec: ModelSpec, cache: ModelCache, source: Path, manifest: Manifest | None, on_bytes: OnBytes) -> None:
+    if not spec.is_hub or not spec.source or not spec.source.origin:
         raise ModelUnavailableError(f"model {spec.id!r} has no files to import; they are in {spec.folder}")
     files = _expected(spec, cache, source, manifest)
     check_consent(spec, files, cache.lockfile)
     revision = cache.revision(spec) or (manifest.entry.revision if manifest else "imported")
     target = cache.root / spec.id / revision
-    with cache.exclusive(spec.id, cancel):
-        needed = sum(_size(source / file.path) for file in files)
-        free = shutil.disk_usage(cache.root).free
-        if needed > free:
-            raise disk_full(cache.root, spec.id, needed, free)
+    with cache.exclusive(spec.id):
+        check_room(cache.root, spec.id, sum(_size(source / file.path) for file in files))
         with writing(cache.root, spec.id):
-            made = [
-                _copy(spec, file, source / file.path, target / file.path, on_bytes, cache, cancel) for file in files
-            ]
-        entry = Entry(repo=spec.source.repo, ref=spec.source.revision, revision=revision, files=tuple(made))
+            made = [_copy(spec, file, source / file.path, target / file.path, on_bytes, cache) for file in files]
+        entry = Entry(repo=spec.source.origin, ref=spec.source.revision, revision=revision, files=tuple(made))
         cache.lockfile.record(spec.id, entry)
 
 
@@ -112,17 +103,12 @@ def _expected(spec: ModelSpec, cache: ModelCache, source: Path, manifest: Manife
     assert spec.source
     known = cache.files(spec)
     if manifest is None:
-        if cache.knows_all(spec):
-            return known
-        raise ModelNotFoundError(
-            f"model {spec.id!r}: which files it has is known only to the hub; import a folder that "
-            "`models export` wrote"
-        )
+        return known if cache.knows_all(spec) else (*known, *_chosen(spec, source))
     entry = manifest.entry
-    if entry.repo != spec.source.repo or (is_commit(cache.revision(spec)) and entry.revision != cache.revision(spec)):
+    if entry.repo != spec.source.origin or (is_commit(cache.revision(spec)) and entry.revision != cache.revision(spec)):
         raise HashMismatchError(
             f"model {spec.id!r}: {source} holds {entry.repo}@{entry.revision[:12]}, wanted is "
-            f"{spec.source.repo}@{(cache.revision(spec) or 'main')[:12]}; export that one, or "
+            f"{spec.source.origin}@{(cache.revision(spec) or 'main')[:12]}; export that one, or "
             f"`models rm {spec.id} --forget`"
         )
     if not cache.knows_all(spec):
@@ -141,6 +127,19 @@ def _expected(spec: ModelSpec, cache: ModelCache, source: Path, manifest: Manife
     )
 
 
+def _chosen(spec: ModelSpec, source: Path) -> list[ModelFile]:
+    """The files of a plain folder that the entry's patterns name; what hub clients keep under a dot is none of it."""
+    paths = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    shown = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    chosen = spec.matching(shown)
+    if not chosen and spec.source:
+        raise ModelNotFoundError(f"model {spec.id!r}: {source} has no file like {', '.join(spec.source.include)}")
+    try:
+        return [ModelFile(path=safe_path(path)) for path in chosen]
+    except ValueError as error:
+        raise ModelNotFoundError(f"model {spec.id!r}: {source} has a file that is refused: {error}") from None
+
+
 def _copy(
     spec: ModelSpec,
     file: ModelFile,
@@ -148,7 +147,6 @@ def _copy(
     target: Path,
     on_bytes: OnBytes | None,
     cache: ModelCache | None,
-    cancel: threading.Event | None,
 ) -> ModelFile:
     """One file, hashed on the way; it gets its name only when it is right. `cache` is None for an export."""
     if not source.is_file():
@@ -158,8 +156,6 @@ def _copy(
     digest = hashlib.sha256()
     with source.open("rb") as reader, part.open("wb") as writer:
         while block := reader.read(_BLOCK_BYTES):
-            if cancel and cancel.is_set():
-                raise DownloadCancelledError(f"model {spec.id!r}: import cancelled")
             writer.write(block)
             digest.update(block)
             if on_bytes:

@@ -1,6 +1,5 @@
-"""The hub over HTTP. huggingface_hub gives endpoint, token, offline mode, session (proxies, OS trust store) and the
-meaning of its errors; the bytes are ours, because `hf_hub_download` (2.4) starts over after every interruption of the
-process, verifies no hash and cannot be cancelled.
+"""The hub. huggingface_hub gives endpoint, token and the meaning of its errors; the bytes are ours, because
+`hf_hub_download` (2.4) starts over after every interruption of the process, verifies no hash and cannot be cancelled.
 """
 
 import email.utils
@@ -9,53 +8,33 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from sidecar import __version__
-from sidecar.errors import AccessDeniedError, DownloadError, OfflineError, RevisionNotFoundError
+from sidecar.catalogue.origin import TRANSIENT, Interrupted, Origin, Remote
+from sidecar.errors import AccessDeniedError, DownloadError, RevisionNotFoundError
 
 if TYPE_CHECKING:
     import httpx2
 
 _RELATIVE_REDIRECTS = 5
-_TRANSIENT = frozenset([408, 429, 500, 502, 503, 504])
 
 
-class Remote(NamedTuple):
-    """What the hub says of a file. Large files have a `sha256`, small ones a `git_sha1` (of header and content)."""
+class Hub(Origin):
+    """Large files have a `sha256` there, small ones a `git_sha1`."""
 
-    size: int | None
-    sha256: str | None
-    git_sha1: str | None
-
-
-class Interrupted(Exception):
-    """A failure after which the same request makes sense again."""
-
-    def __init__(self, reason: str, *, retry_after_s: float | None = None, unreachable: bool = False) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-        self.unreachable = unreachable
-
-
-class Hub:
-    """The hub, asked for one model. Raises DownloadError and its children, and Interrupted for what may pass."""
+    name = "the hub"
+    setting = "HF_ENDPOINT"
 
     def __init__(self, model_id: str) -> None:
-        # Imported here: the server shall start without it.
-        import httpx2
-        from huggingface_hub import constants, get_session, get_token
+        super().__init__(model_id)
+        from huggingface_hub import constants, get_token
 
-        self.model_id = model_id
-        self.endpoint = str(constants.ENDPOINT)
-        self.offline = constants.is_offline_mode()
-        # Longest silence of the hub (s), from HF_HUB_DOWNLOAD_TIMEOUT.
-        self.stall_s = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        self._httpx = httpx2
-        self._client = get_session()
-        # Not build_hf_headers: its user agent tells what is installed here.
-        self._headers = {"User-Agent": f"ml-sidecar/{__version__}", "Accept-Encoding": "identity"}
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise DownloadError(
+                f"model {model_id!r}: HF_ENDPOINT is no http:// or https:// address; correct it, or unset it for the "
+                "public hub"
+            )
         if token := None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token():
             self._headers["Authorization"] = f"Bearer {token}"
 
@@ -98,41 +77,18 @@ class Hub:
                 self._check(response, repo, commit, path)
             yield response
 
+    def close(self) -> None:
+        """The session is everybody's."""
+
     def _url(self, repo: str, commit: str, path: str) -> str:
         return f"{self.endpoint}/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
-
-    @contextmanager
-    def _requesting(self, repo: str, revision: str, path: str | None) -> Iterator[None]:
-        from huggingface_hub.errors import OfflineModeIsEnabled
-
-        if self.offline:
-            raise self.unreachable(repo, "offline mode is on (HF_HUB_OFFLINE)", "unset HF_HUB_OFFLINE")
-        try:
-            yield
-        except OfflineModeIsEnabled as error:
-            raise self.unreachable(repo, str(error).splitlines()[0], "unset HF_HUB_OFFLINE") from None
-        except (self._httpx.ConnectError, self._httpx.ConnectTimeout, self._httpx.ProxyError) as error:
-            raise Interrupted(f"no connection: {error}", unreachable=True) from error
-        except self._httpx.TimeoutException as error:
-            raise Interrupted(f"nothing arrived for {self.stall_s:g} s") from error
-        except self._httpx.TransportError as error:
-            raise Interrupted(f"{type(error).__name__}: {error}") from error
-        except self._httpx.StreamError as error:
-            raise Interrupted(f"the connection was closed: {error}") from error
-
-    def unreachable(self, repo: str, reason: str, cure: str) -> OfflineError:
-        """The error for a hub that cannot be asked."""
-        return OfflineError(
-            f"model {self.model_id!r}: {repo}: {self.endpoint} cannot be asked: {reason}; {cure}, or bring the "
-            "model from another computer (`models export`, `models import`)"
-        )
 
     def _check(self, response: "httpx2.Response", repo: str, revision: str, path: str | None) -> None:
         status = response.status_code
         if status < 400:
             return
         what = f"model {self.model_id!r}: {repo}@{revision[:12]}" + (f" {path}" if path else "")
-        if status in _TRANSIENT:
+        if status in TRANSIENT:
             raise Interrupted(f"HTTP {status}", retry_after_s=_retry_after_s(response))
         code = response.headers.get("X-Error-Code", "")
         if status in (401, 403) or code == "GatedRepo":

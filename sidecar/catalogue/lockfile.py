@@ -79,7 +79,7 @@ class Lockfile:
     def entry(self, spec: ModelSpec) -> Entry | None:
         """The model's entry, if it is of the source that the catalogue names now."""
         entry = self.read().models.get(spec.id)
-        if entry is None or spec.source is None or entry.repo != spec.source.repo:
+        if entry is None or spec.source is None or entry.repo != spec.source.origin:
             return None
         return entry if entry.ref == spec.source.revision else None
 

@@ -17,7 +17,7 @@ def check_consent(spec: ModelSpec, files: tuple[ModelFile, ...], lockfile: Lockf
     if spec.opt_in and not consent.licence:
         raise LicenceRequiredError(
             f"model {spec.id!r} is under {spec.licence}: {spec.opt_in}. If you agree: "
-            f"`models pull {spec.id} --accept-licence`"
+            f'`models pull {spec.id} --accept-licence`, or {_by_http(spec)} {{"accept_licence": true}}'
         )
     for file in files:
         if (file.pickle or looks_like_pickle(file.path, spec.runtime)) and file.path not in consent.pickles:
@@ -48,5 +48,10 @@ def is_pickle(path: Path) -> bool:
 def _refused(spec: ModelSpec, path: str) -> PickleRefusedError:
     return PickleRefusedError(
         f"model {spec.id!r}: {path} is a Python pickle, which can run any code when it is loaded. If you trust "
-        f"{spec.source.repo if spec.source else 'its source'}: `models pull {spec.id} --allow-pickle {path}`"
+        f"{spec.source.origin if spec.source else 'its source'}: `models pull {spec.id} --allow-pickle {path}`, or "
+        f'{_by_http(spec)} {{"allow_pickles": ["{path}"]}}'
     )
+
+
+def _by_http(spec: ModelSpec) -> str:
+    return f"POST /models/{spec.id}/download with"

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from sidecar.catalogue.hub import Hub, Interrupted
+from sidecar.catalogue.origin import Interrupted, Origin
 from sidecar.errors import DownloadCancelledError, DownloadError
 
 _FIRST_S = 0.5
@@ -26,8 +26,8 @@ def delay_s(failures: int, retry_after_s: float | None, jitter: float) -> float:
 class Retries:
     """Failures in a row of one download; progress clears them."""
 
-    def __init__(self, hub: Hub, repo: str, stopped: threading.Event) -> None:
-        self._hub = hub
+    def __init__(self, origin: Origin, repo: str, stopped: threading.Event) -> None:
+        self._origin = origin
         self._repo = repo
         self._stopped = stopped
         self._failures = 0
@@ -52,7 +52,7 @@ class Retries:
     def check(self) -> None:
         """Raises DownloadCancelledError once the download is to stop."""
         if self._stopped.is_set():
-            raise DownloadCancelledError(f"model {self._hub.model_id!r}: cancelled; what has arrived is kept")
+            raise DownloadCancelledError(f"model {self._origin.model_id!r}: cancelled; what has arrived is kept")
 
     def run(self, request: Callable[[], Result]) -> Result:
         """The request's result, after as many tries as it needs."""
@@ -64,9 +64,10 @@ class Retries:
 
     def _final(self, error: Interrupted, first_contact: bool) -> DownloadError:
         if first_contact:
-            return self._hub.unreachable(self._repo, str(error), "check the connection, HF_ENDPOINT and proxies")
+            cure = f"check the connection, {self._origin.setting} and proxies"
+            return self._origin.unreachable(self._repo, str(error), cure)
         return DownloadError(
-            f"model {self._hub.model_id!r}: {self._repo}: {error} ({self._failures} times in a row, nothing new in "
-            f"between); try again later: `models pull {self._hub.model_id}` goes on where this ended",
+            f"model {self._origin.model_id!r}: {self._repo}: {error} ({self._failures} times in a row, nothing new in "
+            f"between); try again later: `models pull {self._origin.model_id}` goes on where this ended",
             retry_after_s=error.retry_after_s,
         )

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sidecar.catalogue.hub import Interrupted
+from sidecar.catalogue.origin import Interrupted
 
 if TYPE_CHECKING:
     import httpx2
 
-_BUFFER_BYTES = 1 << 20
-_BUFFERS = 4
+# So small that what was received is in the cache still when it is written and hashed. Measured, medians of 20
+# downloads of 1 GB off the same computer, two busy cores: 1.1 s of processor time, with 1 MiB each 1.6 s; curl 0.8 s.
+_BUFFER_BYTES = 1 << 17
+_BUFFERS = 16
 
 
 class Pipeline:

@@ -1,4 +1,4 @@
-"""One file from the hub: `.part`, resumed after whatever happened, hashed on the way, renamed only when it is right."""
+"""One file: `.part`, resumed after whatever happened, hashed on the way, renamed only when it is right."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sidecar.catalogue.cache import PART, writing
-from sidecar.catalogue.hub import Hub, Interrupted
 from sidecar.catalogue.lockfile import Lockfile
+from sidecar.catalogue.origin import Interrupted, Origin
 from sidecar.catalogue.permission import check_content
 from sidecar.catalogue.retry import Retries
 from sidecar.catalogue.spec import ModelFile, ModelSpec
@@ -28,10 +28,11 @@ _CORRUPT_TRIES = 2  # a wrong hash once may be the line; twice it is the file
 
 
 class Wanted(NamedTuple):
-    """A file of one commit, and what is known of it. `git_sha1` is the hub's hash of small files."""
+    """A file of one commit, and what is known of it besides: the hub's hash of small files, S3's of most."""
 
     file: ModelFile
-    git_sha1: str | None
+    git_sha1: str | None = None
+    md5: str | None = None
 
 
 class Stop:
@@ -83,9 +84,9 @@ class Transfer:
     """Fetches one file. `done` (bytes that are right as far as known) and `received` may be read by other threads."""
 
     def __init__(
-        self, spec: ModelSpec, commit: str, wanted: Wanted, folder: Path, hub: Hub, lockfile: Lockfile, stop: Stop
+        self, spec: ModelSpec, commit: str, wanted: Wanted, folder: Path, origin: Origin, lockfile: Lockfile, stop: Stop
     ) -> None:
-        assert spec.source and spec.source.repo
+        assert spec.source and spec.source.origin
         self.wanted = wanted
         self.target = folder / wanted.file.path
         self.part = folder / (wanted.file.path + PART)
@@ -94,15 +95,16 @@ class Transfer:
         self.verifying = False
         self.result: ModelFile | None = None
         self._spec = spec
-        self._repo = spec.source.repo
+        self._repo = spec.source.origin
         self._commit = commit
-        self._hub = hub
+        self._origin = origin
         self._lockfile = lockfile
         self._stop = stop
-        self._retries = Retries(hub, self._repo, stop.event)
+        self._retries = Retries(origin, self._repo, stop.event)
         self._size: int | None = wanted.file.size
         self._digest = hashlib.sha256()
         self._git: Any = None
+        self._md5: Any = None
         self._furthest = 0
         self._careful = False
 
@@ -152,11 +154,13 @@ class Transfer:
         self._git = None
         if self.wanted.git_sha1 and self._size is not None:
             self._git = hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)
+        self._md5 = hashlib.md5(usedforsecurity=False) if self.wanted.md5 else None
 
     def _add(self, block: bytes | memoryview) -> None:
         self._digest.update(block)
-        if self._git is not None:
-            self._git.update(block)
+        for other in (self._git, self._md5):
+            if other is not None:
+                other.update(block)
         self.done += len(block)
 
     def _stream(self) -> None:
@@ -164,14 +168,14 @@ class Transfer:
         self._retries.check()
         path = self.wanted.file.path
         with (
-            self._hub.open(self._repo, self._commit, path, self.done) as response,
+            self._origin.open(self._repo, self._commit, path, self.done) as response,
             self._stop.guard(response),
             self.part.open("ab", buffering=0) as file,
         ):
             self._accept(response)
             file.truncate(self.done)
             with Pipeline(self._add) as pipeline:
-                self._receive(file, read(response, pipeline, self._hub.stall_s, self._careful), pipeline)
+                self._receive(file, read(response, pipeline, self._origin.stall_s, self._careful), pipeline)
         size: int = self.done if self._size is None else self._size
         self._size = size
         if self.done < size:
@@ -219,6 +223,8 @@ class Transfer:
             return f"sha256 is {found}, expected {expected}"
         if self._git is not None and self._git.hexdigest() != self.wanted.git_sha1:
             return f"git's sha1 is {self._git.hexdigest()}, the hub says {self.wanted.git_sha1}"
+        if self._md5 is not None and self._md5.hexdigest() != self.wanted.md5:
+            return f"md5 is {self._md5.hexdigest()}, S3 says {self.wanted.md5}"
         return None
 
     def _finish(self) -> ModelFile:
@@ -237,7 +243,7 @@ class Transfer:
         return HashMismatchError(
             f"model {self._spec.id!r}: {self.wanted.file.path} of {self._repo}@{self._commit[:12]} came wrong "
             f"{_CORRUPT_TRIES} times: {fault}; it was thrown away. A mirror or proxy may change files: check "
-            "HF_ENDPOINT, or correct the hash if the catalogue entry is your own"
+            f"{self._origin.setting}, or correct the hash if the catalogue entry is your own"
         )
 
 

@@ -6,30 +6,25 @@ batches. An idle runner starts at once: there is no window to wait for.
 """
 
 import asyncio
-import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-import msgspec
-
-from sidecar.catalogue.catalogue import BatchLimits
+from sidecar.catalogue.spec import BatchLimits
 from sidecar.errors import (
     InferenceError,
     OutOfMemoryError,
     OverloadedError,
-    PoisonInputError,
     RunnerCrashedError,
     RunnerTimeoutError,
     SidecarError,
 )
+from sidecar.inference.histogram import Histogram
+from sidecar.inference.poison import PoisonLedger
 
 MAX_ATTEMPTS = 2  # a request is retried once after its runner died
-POISON_CRASHES = 3  # crashes in a row on the same input after which that input is refused
-_POISON_MEMORY = 1024
 # A bulk request that has waited this long counts as interactive, so that a steady stream cannot starve it.
 _BULK_PATIENCE_S = 2.0
 
@@ -58,6 +53,16 @@ class Job:
     queued_at: float
     future: asyncio.Future[Any]
     crashes: int = 0
+    flight: "Flight | None" = None
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A batch on its way."""
+
+    waiting: int
+    """Of its jobs, those that somebody still waits for."""
+    task: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True)
@@ -71,12 +76,17 @@ class Stats:
     dropped: int = 0
     item_s: float | None = None
     sizes: dict[int, int] = field(default_factory=dict)
+    queued: Histogram = field(default_factory=Histogram)
+    """Time of an item from its arrival until the model began on its batch (s)."""
+    computed: Histogram = field(default_factory=Histogram)
+    """Time of a batch in the model (s)."""
 
     def served(self, count: int, took_s: float) -> None:
         """Record a batch; `item_s` is an exponential average over roughly the last twenty batches."""
         self.items += count
         self.batches += 1
         self.sizes[count] = self.sizes.get(count, 0) + 1
+        self.computed.observe(took_s)
         took_item_s = took_s / count
         self.item_s = took_item_s if self.item_s is None else self.item_s + 0.05 * (took_item_s - self.item_s)
 
@@ -120,17 +130,12 @@ def _rank(job: Job, now: float) -> int:
     return Priority.INTERACTIVE if now - job.queued_at > _BULK_PATIENCE_S else job.priority
 
 
-def fingerprint(capability: str, item: Any) -> bytes:
-    """Identity of an input, for the poison ledger: its hash, never its content."""
-    return hashlib.blake2b(capability.encode() + msgspec.msgpack.encode(item, enc_hook=repr), digest_size=16).digest()
-
-
 class Batcher:
     """Queue and flights of one model.
 
     `run(capability, items)` executes one batch and returns its outputs in order. It raises RunnerCrashedError,
     RunnerTimeoutError or OutOfMemoryError when the runner died under this batch, NotStartedError when it died before
-    this batch began.
+    this batch began; `poison` has then been told whom to suspect.
     """
 
     def __init__(
@@ -147,7 +152,7 @@ class Batcher:
         self._queue: dict[int, Job] = {}  # by id(job): removal is O(1), order is arrival
         self._unsettled: set[Job] = set()  # queued or in flight
         self._flights: set[asyncio.Task[None]] = set()
-        self._poison: OrderedDict[bytes, int] = OrderedDict()
+        self.poison = PoisonLedger()
         self._landed_at = 0.0
         self._parallel = 1
         self._alone = False
@@ -156,6 +161,11 @@ class Batcher:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def flying(self) -> int:
+        """Batches in flight."""
+        return len(self._flights)
 
     @property
     def busy(self) -> bool:
@@ -171,8 +181,7 @@ class Batcher:
             raise OverloadedError(
                 f"{len(self._queue)} requests wait already; retry in {wait_s:.0f} s", retry_after_s=wait_s
             )
-        if self._poison and self._poison.get(fingerprint(capability, item), 0) >= POISON_CRASHES:
-            raise PoisonInputError("this input has crashed the model repeatedly and is not tried again; change it")
+        self.poison.check(capability, item)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         job = Job(capability, item, cost, priority, self._clock(), future)
         self._queue[id(job)] = job
@@ -187,8 +196,9 @@ class Batcher:
         return self._parallel
 
     def set_parallel(self, count: int) -> None:
-        """How many batches the runner computes at once."""
+        """A runner is ready: how many batches are computed at once from now on."""
         self._parallel = count
+        self._landed_at = self._clock()  # what waited for the load was not in the model meanwhile
         self._pump()
 
     async def hold(self) -> None:
@@ -211,6 +221,11 @@ class Batcher:
         self._unsettled.discard(job)
         if self._queue.pop(id(job), None):
             self.stats.dropped += 1
+        elif flight := job.flight:
+            flight.waiting -= 1
+            # Settled ones come here too; by then the task is done, or still has another job to settle.
+            if flight.waiting == 0 and flight.task is not None:
+                flight.task.cancel()
 
     def _pump(self) -> None:
         while self._queue and not self._alone and not self._held and len(self._flights) <= self._parallel:
@@ -220,11 +235,13 @@ class Batcher:
                 if self._flights:
                     return
                 self._alone = True
+            flight = Flight(len(batch))
             for job in batch:
                 del self._queue[id(job)]
-            flight = asyncio.get_running_loop().create_task(self._fly(batch))
-            self._flights.add(flight)
-            flight.add_done_callback(self._landed)
+                job.flight = flight
+            task = flight.task = asyncio.get_running_loop().create_task(self._fly(batch))
+            self._flights.add(task)
+            task.add_done_callback(self._landed)
 
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flights.discard(flight)
@@ -261,11 +278,13 @@ class Batcher:
         else:
             # Flights overlap, but what counts is how fast they land: count from when the one before did.
             now = self._clock()
-            self.stats.served(len(batch), now - max(started, self._landed_at))
+            began = max(started, self._landed_at)
+            self.stats.served(len(batch), now - began)
             self._landed_at = now
+            queued = self.stats.queued.observe
             for job, output in zip(batch, outputs, strict=True):
-                if self._poison:  # crashes count only in a row
-                    self._poison.pop(fingerprint(job.capability, job.item), None)
+                queued(began - job.queued_at)
+                self.poison.absolve(job.capability, job.item)
                 if not job.future.done():
                     job.future.set_result(output)
 
@@ -273,9 +292,6 @@ class Batcher:
         retry = []
         for job in batch:
             job.crashes += 1
-            # Only a crash on an item that was alone can be blamed on that item, and only if nobody else caused it.
-            if len(batch) == 1 and not isinstance(error, RunnerKilledError):
-                self._blame(job)
             if job.crashes < MAX_ATTEMPTS:
                 retry.append(job)
             else:
@@ -287,14 +303,9 @@ class Batcher:
     def _requeue(self, batch: list[Job]) -> None:
         # They keep their arrival time, and so their place.
         for job in batch:
+            job.flight = None
             if not job.future.done():
                 self._queue[id(job)] = job
-
-    def _blame(self, job: Job) -> None:
-        key = fingerprint(job.capability, job.item)
-        self._poison[key] = self._poison.pop(key, 0) + 1
-        while len(self._poison) > _POISON_MEMORY:
-            self._poison.popitem(last=False)
 
 
 class NotStartedError(Exception):

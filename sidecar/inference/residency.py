@@ -1,17 +1,15 @@
 """Residency: which models stay in memory. Pure functions of what is resident, the budget and the clock."""
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from sidecar.bounds import parse_duration_s
 from sidecar.errors import InputError
 
 FOREVER = math.inf
-
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_AGES_S = 10 * 365 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -31,39 +29,44 @@ class Resident:
     """Never evicted for another one's sake."""
     group: str | None = None
     """Members of a group load and leave together."""
+    vram_bytes: int = 0
+    """Measured memory on the GPU; while it loads, the estimate."""
+
+
+class Vram(NamedTuple):
+    """Memory of the first GPU, and what each process holds of all."""
+
+    total_bytes: int
+    by_process: Mapping[int, int]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to make room: what leaves now, and whether the newcomer fits after that."""
+    """How to make room: what leaves now, and who is still in the way of the newcomer after that."""
 
     evict: tuple[str, ...]
-    fits: bool
+    in_the_way: tuple[Resident, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not self.in_the_way
 
 
 def parse_keep_alive(value: float | str | None, default_s: float) -> float:
     """Seconds from what a request says, as Ollama reads it: a number (s), "5m", "1h30m", 0, or negative for ever.
 
+    More than ten years are for ever: no calendar holds 1e20 s.
+
     Raises InputError naming the value.
     """
     if value is None:
         return default_s
-    if isinstance(value, str):
-        text = value.strip()
-        sign = -1.0 if text.startswith("-") else 1.0
-        text = text.lstrip("+-")
-        if _DURATION.fullmatch(text):
-            seconds = sign * sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
-        else:
-            try:
-                seconds = sign * float(text)
-            except ValueError:
-                raise InputError(f'keep_alive {value!r} is no duration; write seconds, "5m", 0 or -1') from None
-    else:
-        seconds = float(value)
-    if math.isnan(seconds):
-        raise InputError('keep_alive is not a number; write seconds, "5m", 0 or -1')
-    return FOREVER if seconds < 0 or math.isinf(seconds) else seconds
+    try:
+        seconds = parse_duration_s(str(value))
+    except ValueError:
+        said = f'keep_alive {str(value)[:40]!r} is no duration; write seconds, "5m", 0 or -1'
+        raise InputError(said, field="keep_alive") from None
+    return FOREVER if seconds < 0 or seconds > _AGES_S else seconds
 
 
 def expired(residents: Iterable[Resident], now: float) -> list[str]:
@@ -79,35 +82,52 @@ def expired(residents: Iterable[Resident], now: float) -> list[str]:
 
 
 def make_room(
-    residents: Sequence[Resident], need_bytes: int, budget_bytes: int, incoming_group: str | None = None
+    residents: Sequence[Resident],
+    need_bytes: int,
+    budget_bytes: int,
+    incoming_group: str | None = None,
+    *,
+    need_vram_bytes: int = 0,
+    vram_budget_bytes: float = math.inf,
 ) -> Plan:
-    """Evict the least recently used idle models until `need_bytes` more fit into the budget.
+    """Evict the least recently used idle models until `need_bytes` more fit into the budget, and so on the GPU.
 
     When even all idle models are not enough they leave all the same, and `fits` is False: somebody busy has to be
     waited for. A model larger than the whole budget fits once it is alone: the budget may be exceeded by one model's
-    load, never by two.
+    load, never by two. Nobody leaves who holds nothing of the kind of memory that is short.
     """
-    used = sum(each.size_bytes for each in residents)
+    short = need_bytes + sum(each.size_bytes for each in residents) - budget_bytes
+    vram_short = need_vram_bytes + sum(each.vram_bytes for each in residents) - vram_budget_bytes
     out: list[Resident] = []
-    candidates = sorted(residents, key=lambda each: each.used_at)
-    for candidate in candidates:
-        if used + need_bytes <= budget_bytes:
+    for candidate in sorted(residents, key=lambda each: each.used_at):
+        if short <= 0 and vram_short <= 0:
             break
         if candidate in out or not _may_leave(residents, candidate, incoming_group):
             continue
         leaving = [mate for mate in _mates(residents, candidate) if mate not in out]
-        out += leaving
-        used -= sum(mate.size_bytes for mate in leaving)
-    staying = [each for each in residents if each not in out]
-    alone = all(each.pinned or (incoming_group and each.group == incoming_group) for each in staying)
-    fits = used + need_bytes <= budget_bytes or alone
-    return Plan(tuple(each.model_id for each in out), fits)
+        freed = sum(mate.size_bytes for mate in leaving)
+        vram_freed = sum(mate.vram_bytes for mate in leaving)
+        if (short > 0 and freed) or (vram_short > 0 and vram_freed):
+            out += leaving
+            short -= freed
+            vram_short -= vram_freed
+    in_the_way = tuple(
+        each
+        for each in residents
+        if each not in out
+        and not each.pinned
+        and not (incoming_group and each.group == incoming_group)
+        and ((short > 0 and each.size_bytes) or (vram_short > 0 and each.vram_bytes))
+    )
+    return Plan(tuple(each.model_id for each in out), in_the_way)
 
 
-def preempt(residents: Iterable[Resident], ready_since: dict[str, float], now: float, quantum_s: float) -> str | None:
+def preempt(
+    in_the_way: Iterable[Resident], ready_since: Mapping[str, float], now: float, quantum_s: float
+) -> str | None:
     """The busy model that has to give way when nothing idle can: the one longest in memory, after its quantum."""
-    able = [each for each in residents if not each.pinned and now - ready_since.get(each.model_id, now) >= quantum_s]
-    return min(able, key=lambda each: ready_since[each.model_id]).model_id if able else None
+    able = [each.model_id for each in in_the_way if now - ready_since.get(each.model_id, now) >= quantum_s]
+    return min(able, key=lambda model_id: ready_since[model_id], default=None)
 
 
 def _mates(residents: Sequence[Resident], one: Resident) -> list[Resident]:

@@ -2,53 +2,83 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Literal
 
 import psutil
 
 from sidecar import wire
-from sidecar.catalogue.catalogue import ModelSpec
+from sidecar.catalogue.spec import ModelSpec
 from sidecar.errors import OutOfMemoryError, ShuttingDownError, SidecarError
 from sidecar.inference.batcher import Batcher
 from sidecar.inference.client import RunnerClient
-from sidecar.inference.replica import Replica
+from sidecar.inference.replica import Breaker, Replica
 from sidecar.inference.residency import FOREVER, Resident, parse_keep_alive
+from sidecar.inference.streams import Streams
+from sidecar.inference.terms import Terms
 from sidecar.settings import Settings
 
 State = Literal["available", "loading", "ready", "unloading", "failed"]
+Unload = Literal["asked", "idle", "evicted", "switched"]
 Publish = Callable[[str, dict[str, Any]], None]
+Gather = Callable[[AsyncGenerator[Any, None]], Awaitable[Any]]
+
+_DRAIN_S = 30.0
+_LOOK_S = 0.05
+_BARE_BYTES = 64 << 20  # of a runner before it has read any weights
 
 
 class Slot:
-    """Loaded on demand through `make_room`, which returns when there is memory for it."""
+    """Loaded on demand through `make_room`, which returns when there is memory for it.
+
+    With `gather`, each item goes alone and is answered in pieces, which `gather` makes one output of: the deadline is
+    then that of a piece, and a piece is where a cancelled one ends.
+    """
 
     def __init__(
         self,
         spec: ModelSpec,
         settings: Settings,
+        terms: Terms,
         make_room: Callable[["Slot"], Awaitable[None]],
         publish: Publish,
         log: Callable[[str], None],
+        gather: Gather | None = None,
     ) -> None:
         self.spec = spec
-        self.keep_alive_s = FOREVER if spec.pinned else parse_keep_alive(settings.keep_alive, 300.0)
+        self._default_keep_alive_s = FOREVER if spec.pinned else parse_keep_alive(settings.keep_alive, 300.0)
+        self.keep_alive_s = self._default_keep_alive_s
+        self.asked_device = "cpu" if spec.device == "cpu" else settings.device
         self.was_ready = False
         self.used_at = self.ready_since = time.monotonic()
         self.measured_bytes = 0
+        self.vram_bytes = 0
+        self._estimate_bytes = spec.memory_mb << 20 or _BARE_BYTES + _weights_bytes(spec)
         self.out_of_memory = False
+        self.asked = False
+        """Whether `try_again` is under way."""
+        self.loads = 0
+        self.unloads: dict[Unload, int] = {}
         self.batcher = Batcher(self._run, spec.batch, settings.queue_size, time.monotonic)
-        self._settings = settings
+        self.streams = Streams(
+            self._stream, settings.queue_size, spec.batch.max_streams * spec.replicas, self.batcher.poison
+        )
         self._make_room = make_room
         self._publish = publish
         self._log = log
+        self._gather = gather
+        accuse = self.batcher.poison.accuse
         self._replicas = [
-            Replica(spec, settings.runner_ready_timeout_s, self._changed, self._progressed, log)
+            Replica(spec, terms, self._readmit, self._changed, self._progressed, accuse, log)
             for _ in range(spec.replicas)
         ]
         self._admission: asyncio.Task[None] | None = None
         self._admitted = False
+        self._last_bytes = self._last_vram_bytes = 0
         self._unloading = False
+        self._gone = asyncio.Event()  # cleared while its runners end: whoever wants a new one waits for that
+        self._gone.set()
         self._closing = False
         self._state: State = "available"
 
@@ -75,20 +105,72 @@ class Slot:
         return next((replica.device for replica in self._replicas if replica.device), None)
 
     @property
+    def on_gpu(self) -> bool:
+        return any(replica.device and replica.device.device.startswith("cuda") for replica in self._replicas)
+
+    @property
     def restarts(self) -> int:
         return sum(replica.restarts for replica in self._replicas)
 
     @property
+    def load_failures(self) -> int:
+        return sum(replica.load_failures for replica in self._replicas)
+
+    @property
+    def breaker(self) -> Breaker:
+        """Of the replica that fares worst."""
+        return max((replica.breaker for replica in self._replicas), key=lambda each: (each["open"], each["failures"]))
+
+    @property
+    def failing(self) -> bool:
+        """Whether its last load has failed, or its runners keep dying, and it is not ready to be tried."""
+        return any(replica.failures for replica in self._replicas) and self.state != "ready"
+
+    @property
+    def resting(self) -> bool:
+        """Failing, and not tried again before somebody asks."""
+        return self.failing and self.state == "failed" and self.breaker["retry_after_s"] is None
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for it."""
+        return self.batcher.busy or self.streams.busy
+
+    @property
+    def waiting(self) -> int:
+        """Requests in its queues."""
+        return len(self.batcher) + len(self.streams)
+
+    @property
+    def spare(self) -> bool:
+        """Whether one more stream would be begun at once: beside one other, or where a runner is idle. What has been
+        given up counts until the runner is done with it."""
+        busy = max(self.streams.open, sum(replica.load for replica in self._replicas))
+        return not self.waiting and busy < max(2, self.batcher.parallel)
+
+    @property
     def resident(self) -> bool:
-        """In memory or on its way there; not while it still waits for room."""
-        return self._admitted
+        """In memory or on its way there; not while it still waits for room, nor after it has failed."""
+        return self._admitted and any(replica.state != "failed" for replica in self._replicas)
 
     def size_bytes(self) -> int:
-        """Measured memory; before there is a measurement, the catalogue's estimate for every replica."""
-        return self.measured_bytes or (self.spec.memory_mb << 20) * len(self._replicas)
+        """Measured memory; before it is measured, that of last time, or an estimate for every replica."""
+        return self.measured_bytes or self._last_bytes or self._estimate_bytes * len(self._replicas)
+
+    def vram_need_bytes(self) -> int:
+        """What it may need on the GPU: nothing if it will not use one, else what it took last time or the estimate."""
+        if self.asked_device == "cpu":
+            return 0
+        estimate_bytes = 0 if self.spec.profile == "base" else self._estimate_bytes * len(self._replicas)
+        return self._last_vram_bytes or estimate_bytes
+
+    def measure_vram(self, by_process: Mapping[int, int]) -> None:
+        """Take its share of what NVML says of every process."""
+        self.vram_bytes = sum(by_process.get(replica.pid or 0, 0) for replica in self._replicas)
+        self._last_vram_bytes = self.vram_bytes or self._last_vram_bytes
 
     def as_resident(self) -> Resident:
-        busy = self.batcher.busy or self.state in ("loading", "unloading")
+        busy = self.busy or self.state in ("loading", "unloading")
         return Resident(
             self.spec.id,
             self.size_bytes(),
@@ -97,6 +179,7 @@ class Slot:
             busy=busy,
             pinned=self.spec.pinned,
             group=self.spec.group,
+            vram_bytes=self.vram_bytes,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -110,16 +193,17 @@ class Slot:
             "licence": self.spec.licence,
             "memory_mb": self.spec.memory_mb,
             "resident_bytes": self.measured_bytes if self.resident else 0,
-            "queue_size": len(self.batcher),
+            "queue_size": self.waiting,
             "restarts": self.restarts,
             "pid": next((replica.pid for replica in self._replicas if replica.pid), None),
             "error": self.error.message if self.error else None,
+            "breaker": self.breaker,
         }
 
     # Use
 
     def touch(self, keep_alive_s: float | None = None) -> None:
-        """A request came or went; it may say how long the model shall stay."""
+        """A request came or went; it may say how long the model shall stay, this time."""
         self.used_at = time.monotonic()
         if keep_alive_s is not None:
             self.keep_alive_s = keep_alive_s
@@ -128,6 +212,7 @@ class Slot:
         """The least busy ready runner, loading the model if need be. Raises SidecarError."""
         if self._closing and self.state != "ready":
             raise _stopping()
+        await self._gone.wait()
         if self._admission is None:
             self._admission = asyncio.get_running_loop().create_task(self._admit(), name=f"admit-{self.spec.id}")
             self._announce()
@@ -135,22 +220,43 @@ class Slot:
         ready = [replica for replica in self._replicas if replica.state == "ready"]
         return await min(ready or self._replicas, key=lambda replica: replica.load).ready()
 
-    async def unload(self) -> None:
+    async def try_again(self) -> None:
+        """Load it although nobody waits for it; the breaker keeps count."""
+        self.asked = True
+        try:
+            await self.ensure_ready()
+        except SidecarError as error:
+            self._log(f"still cannot be loaded: {error.message}")
+        finally:
+            self.asked = False
+
+    async def drained(self) -> None:
+        """Return when nobody waits for it, or after a while."""
+        deadline = time.monotonic() + _DRAIN_S
+        while self.busy and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_S)
+
+    async def unload(self, reason: Unload = "asked") -> None:
         """Let what is in flight land, end the runners, give the memory back. Queued requests load it again."""
         if not self._admitted or self._unloading:
             return
         self._unloading = True
         try:
             self._announce()
-            await self.batcher.hold()
+            await asyncio.gather(self.batcher.hold(), self.streams.hold())
+            self._gone.clear()
             await asyncio.gather(*(replica.stop() for replica in self._replicas))
             self._admission = None
             self._admitted = False
-            self.measured_bytes = 0
+            self.measured_bytes = self.vram_bytes = 0
+            self.keep_alive_s = self._default_keep_alive_s
+            self.unloads[reason] = self.unloads.get(reason, 0) + 1
         finally:
+            self._gone.set()
             self._unloading = False
             self._announce()
             self.batcher.release()
+            self.streams.release()
 
     def refuse(self) -> None:
         """Stopping: load no more; what waits for a load is told so, what runs or is queued may still be answered."""
@@ -161,6 +267,7 @@ class Slot:
     def give_up(self) -> None:
         """Answer everything that is left with ShuttingDownError."""
         self.batcher.fail_all(_stopping())
+        self.streams.fail_all(_stopping())
 
     async def close(self) -> None:
         """End the runners, whatever they do."""
@@ -181,11 +288,23 @@ class Slot:
             if rss > (self.spec.memory_limit_mb << 20 or limit_bytes):
                 replica.client.out_of_memory(rss, self.spec.memory_limit_mb << 20 or limit_bytes)
         if self.state == "ready":
-            self.measured_bytes = total
+            self.measured_bytes = self._last_bytes = total
 
     async def _run(self, capability: str, items: list[Any]) -> list[Any]:
         runner = await self.ensure_ready()
-        return await runner.infer(capability, items, self.spec.batch.timeout_s)
+        if self._gather is None:
+            return await runner.infer(capability, items, self.spec.batch.timeout_s)
+        async with aclosing(runner.stream(capability, items[0], self.spec.batch.timeout_s)) as pieces:
+            return [await self._gather(pieces)]
+
+    async def _stream(self, capability: str, item: Any) -> AsyncGenerator[Any, None]:
+        runner = await self.ensure_ready()
+        pieces = runner.stream(capability, item, self.spec.batch.timeout_s)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
 
     async def _admit(self) -> None:
         try:
@@ -197,10 +316,14 @@ class Slot:
         for replica in self._replicas:
             replica.start()
 
+    async def _readmit(self) -> None:
+        await self._make_room(self)
+
     def _changed(self, replica: Replica) -> None:
         if replica.state == "ready":
             self.ready_since = time.monotonic()
             self.was_ready = True
+            self.loads += 1
             self.batcher.set_parallel(
                 sum(each.device.parallel for each in self._replicas if each.state == "ready" and each.device)
             )
@@ -219,8 +342,19 @@ class Slot:
         self._publish("progress", {"model": self.spec.id, **fields})
 
 
+async def retire(slot: Slot) -> None:
+    """End a slot that nobody new comes to, once those are answered who came before."""
+    await slot.drained()
+    await slot.close()
+
+
 def _stopping() -> ShuttingDownError:
     return ShuttingDownError("the sidecar is stopping")
+
+
+def _weights_bytes(spec: ModelSpec) -> int:
+    paths = [spec.folder / file.path for file in spec.files]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _rss_bytes(pid: int) -> int:

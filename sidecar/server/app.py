@@ -6,26 +6,51 @@ import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from sidecar import __version__, process
+from sidecar.capabilities import CAPABILITIES
 from sidecar.catalogue.cache import ModelCache
 from sidecar.catalogue.catalogue import Catalogue
+from sidecar.catalogue.profiles import Profiles
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.inference.pool import Pool
-from sidecar.server import logs, models, problem, system
+from sidecar.server import (
+    backchannel,
+    installs,
+    live,
+    logs,
+    models,
+    oip,
+    problem,
+    profiles,
+    recordings,
+    synthesis,
+    system,
+    transcription,
+)
 from sidecar.server.accesslog import AccessLog
+from sidecar.server.audio import AUDIO_PATHS
 from sidecar.server.control import Control, shared_socket
 from sidecar.server.events import EventHub
+from sidecar.server.gpu import Gpu
+from sidecar.server.head import Heads
 from sidecar.server.http import LocalHttpProtocol
 from sidecar.server.metrics import Metrics
+from sidecar.server.openai import models as openai_models
+from sidecar.server.openai import speech as openai_speech
+from sidecar.server.openai import transcription as openai_transcription
+from sidecar.server.ratelimit import RateLimit
 from sidecar.server.routes import CapabilityRoutes, document
 from sidecar.server.security import Gate
 from sidecar.server.state import ServerState
@@ -33,7 +58,24 @@ from sidecar.settings import DESKTOP_ORIGINS, Launch, Settings
 
 log = logging.getLogger("sidecar.server")
 
+ROUTERS = (
+    system.router,
+    models.router,
+    synthesis.router,
+    profiles.router,
+    recordings.router,
+    transcription.router,
+    live.router,
+    openai_models.router,
+    openai_speech.router,
+    openai_transcription.router,
+    backchannel.router,
+    oip.router,
+)
+"""A new file of routes is one line here; those of most capabilities are made from their registry (routes.py)."""
+
 _BACKLOG = 2048
+_MAX_MESSAGE_BYTES = 8_000_000
 
 
 def main(argv: list[str]) -> int:
@@ -60,40 +102,76 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(settings: Settings, launch: Launch, control: Control) -> None:
-    metrics = Metrics()
-    metrics.set_restarts(launch.restart_count)
-    hub = EventHub()
-    catalogue = Catalogue.of(settings)
-    pool = Pool(catalogue, settings, lambda event, data: state.publish(event, data), log.info)
-    metrics.watch(pool)
-    state = ServerState(launch.instance_id, catalogue, ModelCache.of(settings), pool, hub, metrics, control.emit)
+    for capability in CAPABILITIES:
+        capability.configure(settings)
+    state = _assemble(settings, launch, control)
     listener = _listener(settings, launch, control)
     access = AccessLog(log.isEnabledFor(logging.INFO))
-    app = Gate(
-        CapabilityRoutes(make_app(state), pool, settings.request_timeout_s),
-        token=launch.token if settings.auth == "on" else None,
-        port=listener.getsockname()[1],
-        origins=(*DESKTOP_ORIGINS, *settings.allowed_origins),
-        max_body_bytes=settings.max_body_bytes,
-        metrics=metrics,
-        access=access,
-    )
+    app = _gate(make_app(state), state, launch.token, listener.getsockname()[1], access)
     server = _Server(_uvicorn_config(app, settings))
 
     def stop() -> None:
         state.stop()
         server.should_exit = True
-        asyncio.get_running_loop().call_later(settings.drain_s, pool.give_up)
+        asyncio.get_running_loop().call_later(settings.drain_s, state.pool.give_up)
 
     control.listen(lambda message: _obey(message, stop))
     _on_terminate(stop)
-    preload = asyncio.ensure_future(state.preload())
+    background = [
+        asyncio.ensure_future(_begin(state)),
+        asyncio.ensure_future(installs.watch(state.profiles.fingerprint, state.profiles_changed)),
+        asyncio.ensure_future(installs.watch(state.catalogue.fingerprint, state.catalogue_changed)),
+    ]
     await server.serve(sockets=[listener])
     state.stop()
-    preload.cancel()
-    await state.downloads.close()
-    await pool.close()
+    for task in background:
+        task.cancel()
+    await asyncio.gather(state.downloads.close(), state.installs.close())
+    await state.pool.close()
     access.flush()
+
+
+async def _begin(state: ServerState) -> None:
+    """First what answers, then what the last server left half-way."""
+    await state.preload()
+    state.downloads.resume(state.catalogue)
+
+
+def _assemble(settings: Settings, launch: Launch, control: Control) -> ServerState:
+    """The parts of the server, wired up; nothing runs yet."""
+    metrics = Metrics()
+    metrics.server_restarts = launch.restart_count
+    environments = Profiles.of(settings)
+    catalogue = Catalogue.of(settings, environments)
+    cache = ModelCache.of(settings)
+    gpu = Gpu()
+
+    def publish(event: str, data: dict[str, Any]) -> None:
+        state.publish(event, data)
+
+    pool = Pool(catalogue, settings, publish, log.info, environments.interpreter, vram=gpu.vram)
+    state = ServerState(
+        launch.instance_id, catalogue, cache, pool, EventHub(), metrics, control.emit, settings, gpu, environments
+    )
+    metrics.watch(pool, state.downloads)
+    return state
+
+
+def _gate(app: ASGIApp, state: ServerState, token: str | None, port: int, access: AccessLog) -> Gate:
+    settings = state.settings
+    per_minute = settings.rate_limit_per_minute
+    return Gate(
+        Heads(CapabilityRoutes(app, state.pool, settings.request_timeout_s)),
+        token=token if settings.auth == "on" else None,
+        port=port,
+        origins=(*DESKTOP_ORIGINS, *settings.allowed_origins),
+        max_body_bytes=settings.max_body_bytes,
+        audio_paths=AUDIO_PATHS,
+        max_audio_bytes=settings.max_audio_bytes,
+        metrics=state.metrics,
+        access=access,
+        limit=RateLimit(per_minute, time.monotonic) if per_minute else None,
+    )
 
 
 def make_app(state: ServerState) -> FastAPI:
@@ -105,15 +183,19 @@ def make_app(state: ServerState) -> FastAPI:
         # The documentation pages load scripts from a CDN; the console is ours.
         docs_url=None,
         redoc_url=None,
+        # As the capability routes: what a body is, its content says. Pages of other origins are refused by the gate.
+        strict_content_type=False,
         exception_handlers={
             SidecarError: problem.on_sidecar_error,
+            RequestValidationError: problem.on_invalid,
             HTTPException: problem.on_http_error,
+            ClientDisconnect: problem.on_disconnect,
             Exception: problem.on_unexpected,
         },
     )
     app.state.sidecar = state
-    app.include_router(system.router)
-    app.include_router(models.router)
+    for router in ROUTERS:
+        app.include_router(router)
     document(app)
     return app
 
@@ -122,7 +204,9 @@ def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=LocalHttpProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        # Of one message; a minute of sound is 2 MB.
+        ws_max_size=_MAX_MESSAGE_BYTES,
         lifespan="off",
         log_config=None,
         access_log=False,

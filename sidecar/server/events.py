@@ -1,7 +1,7 @@
 """Server-sent events: what happens inside, told to whoever listens on /events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -33,13 +33,14 @@ class EventHub:
                 queue.get_nowait()
             queue.put_nowait(None)
 
-    async def stream(self, first: list[tuple[str, dict[str, Any]]]) -> AsyncIterator[bytes]:
-        """SSE frames: the present state (`first`), then events, with comments as keep-alive."""
+    async def stream(self, first: Callable[[], list[tuple[str, dict[str, Any]]]]) -> AsyncIterator[bytes]:
+        """SSE frames: the present state (`first`), then every event after it, with comments as keep-alive."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(_BACKLOG)
         self._subscribers.add(queue)
+        present = first()  # in the same moment: what happens from here on is in the queue
         try:
             yield b"retry: 1000\n\n"
-            for event, data in first:
+            for event, data in present:
                 yield b"event: %s\ndata: %s\n\n" % (event.encode(), msgspec.json.encode(data))
             while True:
                 try:

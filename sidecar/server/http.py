@@ -6,6 +6,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sidecar.server.problem import problem
+
 # A connection that sends no complete request head in this time is closed: it would hold a descriptor for ever.
 _HEAD_S = 20.0
 _UPGRADE = re.compile(rb"(?im)^upgrade(?=:[ \t]*h2c)")
@@ -37,6 +39,15 @@ class LocalHttpProtocol(HttpToolsProtocol):
             head, separator, body = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"x-grade", head) + separator + body
         super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """As problem details, like every other error; which path it was about is not known."""
+        response = problem(400, "bad_request", f"{msg.rstrip('.')}: this is no HTTP that can be read")
+        headers = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\n" + headers + b"connection: close\r\n\r\n" + bytes(response.body)
+        )
+        self.transport.close()
 
     def _heard(self) -> None:
         if self._silence is not None:

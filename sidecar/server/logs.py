@@ -20,4 +20,7 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("httpx", "httpx2", "boto3", "botocore", "urllib3"):
+        # Below warnings they log addresses with signatures in them, and headers.
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -3,8 +3,6 @@
 One pure ASGI layer, because each layer is a cost to every request.
 """
 
-import asyncio
-import contextlib
 import hmac
 import logging
 import os
@@ -15,20 +13,31 @@ from collections.abc import Iterable
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sidecar.errors import BadRequestError, BodyTooLargeError, ForbiddenError, SidecarError, UnauthorizedError
+from sidecar.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    ForbiddenError,
+    RateLimitedError,
+    SidecarError,
+    UnauthorizedError,
+    UnsupportedEncodingError,
+)
 from sidecar.server.accesslog import AccessLog
+from sidecar.server.body import PACKINGS, BodyLimit, Counted, discard
 from sidecar.server.metrics import Metrics
 from sidecar.server.problem import from_error
+from sidecar.server.ratelimit import RateLimit
+from sidecar.server.sockets import SUBPROTOCOL, authenticate, echoing
 
 log = logging.getLogger("sidecar.server")
 
 OPEN_PATHS = frozenset({"/health/live"})
-SUBPROTOCOL = "bearer."
+# Asking whether it lives, and stopping it, must work whatever else a client has done.
+_UNLIMITED_PATHS = frozenset(
+    {"/health", "/health/live", "/api/health", "/v2/health/live", "/v2/health/ready", "/shutdown"}
+)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-# A client that is still sending cannot read our answer: what it sends is thrown away first, up to this much.
-_DISCARD_BYTES = 256 * 1024 * 1024
-_DISCARD_S = 10.0
-_CORS_METHODS = b"GET, POST, DELETE, OPTIONS"
+_CORS_METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
 _CORS_HEADERS = b"Authorization, Content-Type, X-Request-ID"
 
 
@@ -42,7 +51,17 @@ def allowed_hosts(port: int) -> frozenset[bytes]:
 class _Headers:
     """The few headers the gate looks at, picked in one pass."""
 
-    __slots__ = ("authorization", "doubled", "expect", "host", "length", "origin", "protocols", "request_id")
+    __slots__ = (
+        "authorization",
+        "doubled",
+        "encoding",
+        "expect",
+        "host",
+        "length",
+        "origin",
+        "protocols",
+        "request_id",
+    )
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         self.host: bytes | None = None
@@ -52,6 +71,7 @@ class _Headers:
         self.request_id: bytes | None = None
         self.protocols: bytes | None = None
         self.expect: bytes | None = None
+        self.encoding: bytes | None = None
         # Two of what decides about access: a proxy before us might have looked at the other one.
         self.doubled = False
         for name, value in raw:
@@ -60,6 +80,14 @@ class _Headers:
                 if slot in _SINGLE and getattr(self, slot) is not None:
                     self.doubled = True
                 setattr(self, slot, value)
+
+    @property
+    def packing(self) -> str:
+        """The Content-Encoding, where it is one."""
+        if self.encoding is None:
+            return ""
+        name = self.encoding.decode("latin-1").strip().lower()
+        return "" if name == "identity" else name
 
 
 _WATCHED = {
@@ -70,6 +98,7 @@ _WATCHED = {
     b"x-request-id": "request_id",
     b"sec-websocket-protocol": "protocols",
     b"expect": "expect",
+    b"content-encoding": "encoding",
 }
 _SINGLE = frozenset({"host", "origin", "authorization"})
 
@@ -85,17 +114,24 @@ class Gate:
         port: int,
         origins: Iterable[str],
         max_body_bytes: int,
+        audio_paths: Iterable[str] = (),
+        max_audio_bytes: int = 0,
         metrics: Metrics,
         access: AccessLog,
+        limit: RateLimit | None = None,
     ) -> None:
         self._app = app
+        self._token = token
         self._bearer = f"Bearer {token}".encode() if token else None
-        self._protocol = f"{SUBPROTOCOL}{token}".encode() if token else None
+        self._protocol = SUBPROTOCOL + token.encode() if token else None
         self._hosts = allowed_hosts(port)
         self._origins = frozenset(origin.encode() for origin in origins) if token else frozenset()
-        self._max_body_bytes = max_body_bytes
+        self._body_limit = BodyLimit(max_body_bytes, "SIDECAR_MAX_BODY_BYTES")
+        audio_limit = BodyLimit(max_audio_bytes, "SIDECAR_MAX_AUDIO_BYTES")
+        self._body_limits = {path: audio_limit for path in audio_paths}
         self._metrics = metrics
         self._access = access
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -126,8 +162,7 @@ class Gate:
             elif scope["method"] == "OPTIONS" and headers.origin is not None:
                 await _preflight()(scope, receive, tagged_send)
             else:
-                guarded = receive if headers.length is not None else _Counted(receive, self._max_body_bytes)
-                await self._app(scope, guarded, tagged_send)
+                await self._app(scope, self._guarded(scope, headers, receive), tagged_send)
         finally:
             took_s = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
@@ -140,13 +175,33 @@ class Gate:
         headers = _Headers(scope["headers"])
         offered = [part.strip() for part in (headers.protocols or b"").split(b",")]
         error = self._host_or_origin(headers)
-        if error is None and self._bearer and not self._authorised(headers) and not self._offers_token(offered):
-            error = UnauthorizedError("the WebSocket's token is missing or wrong")
+        unproven = bool(self._bearer) and not self._authorised(headers) and not self._offers_token(offered)
+        if error is None and unproven and (headers.authorization or _offers_any(offered)):
+            error = UnauthorizedError("the WebSocket's token is wrong")
+        if error is None and self._limit is not None:
+            error = self._over_limit(self._limit, headers)
         if error is not None:
             await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            code = 1013 if isinstance(error, RateLimitedError) else 1008  # RFC 6455: try again later, policy
+            await send({"type": "websocket.close", "code": code, "reason": error.code})
             return
-        await self._app(scope, receive, send)
+        if unproven:
+            assert self._token is not None
+            try:
+                receive, send = await authenticate(receive, send, self._token)
+            except UnauthorizedError:
+                return
+        self._metrics.websockets += 1
+        try:
+            await self._app(scope, receive, echoing(send, offered))
+        finally:
+            self._metrics.websockets -= 1
+
+    def _guarded(self, scope: Scope, headers: _Headers, receive: Receive) -> Receive:
+        """The body as the app reads it: unpacked, and within the limit also where its length is not known."""
+        if headers.length is not None and not headers.packing:
+            return receive
+        return Counted(receive, self._size_limit(scope), headers.packing)
 
     def _refusal(self, scope: Scope, headers: _Headers) -> SidecarError | None:
         error = self._host_or_origin(headers)
@@ -157,10 +212,30 @@ class Gate:
             return UnauthorizedError(
                 "token missing or wrong; send `Authorization: Bearer <token>` from the handshake file"
             )
-        if headers.length is not None and int(headers.length) > self._max_body_bytes:
-            limit = f"the limit is {self._max_body_bytes} (SIDECAR_MAX_BODY_BYTES)"
-            return BodyTooLargeError(f"the body has {int(headers.length)} bytes; {limit}")
+        if headers.packing and headers.packing not in PACKINGS:
+            return UnsupportedEncodingError(
+                f"Content-Encoding {headers.packing[:40]!r} is not read here; send the body as it is, or as gzip"
+            )
+        size = self._size_limit(scope)
+        if headers.length is not None and int(headers.length) > size.size_bytes:
+            return BodyTooLargeError(
+                f"the body has {int(headers.length)} bytes; the limit is {size.size_bytes} ({size.setting})"
+            )
+        if self._limit is not None and not preflight and scope["path"] not in _UNLIMITED_PATHS:
+            return self._over_limit(self._limit, headers)
         return None
+
+    def _size_limit(self, scope: Scope) -> "BodyLimit":
+        return self._body_limits.get(scope["path"], self._body_limit)
+
+    def _over_limit(self, limit: RateLimit, headers: _Headers) -> SidecarError | None:
+        """Clients are told apart by what they cannot make up: their allowed origin. All programs together are one."""
+        wait_s = limit.take(headers.origin or b"")
+        if not wait_s:
+            return None
+        self._metrics.rate_limited += 1
+        message = f"more requests than RATE_LIMIT_PER_MINUTE allows; the next one may come in {wait_s:.1f} s"
+        return RateLimitedError(message, retry_after_s=wait_s)
 
     def _host_or_origin(self, headers: _Headers) -> SidecarError | None:
         if headers.doubled:
@@ -184,7 +259,7 @@ class Gate:
         if headers.length not in (None, b"0") or scope["method"] in ("POST", "PUT", "PATCH"):
             response.headers["connection"] = "close"
             if headers.expect is None:  # a client that waits for "100 Continue" has sent nothing, and need not
-                await _discard(receive)
+                await discard(receive)
         await response(scope, receive, send)
 
     def _cors(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
@@ -192,39 +267,13 @@ class Gate:
             return []
         return [
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"X-Request-ID, Retry-After"),
+            (b"access-control-expose-headers", b"X-Request-ID, X-Sample-Rate, Retry-After"),
             (b"vary", b"Origin"),
         ]
 
 
-class _Counted:
-    """`receive` for a body of unannounced length; raises BodyTooLargeError past the limit."""
-
-    def __init__(self, receive: Receive, limit_bytes: int) -> None:
-        self._receive = receive
-        self._limit_bytes = limit_bytes
-        self._seen_bytes = 0
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        self._seen_bytes += len(message.get("body", b""))
-        if self._seen_bytes > self._limit_bytes:
-            await _discard(self._receive)
-            raise BodyTooLargeError(f"the body is over the limit of {self._limit_bytes} bytes (SIDECAR_MAX_BODY_BYTES)")
-        return message
-
-
-async def _discard(receive: Receive) -> None:
-    async def read() -> None:
-        seen_bytes = 0
-        more = True
-        while more and seen_bytes < _DISCARD_BYTES:
-            message = await receive()
-            seen_bytes += len(message.get("body", b""))
-            more = message.get("more_body", False)
-
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(read(), _DISCARD_S)
+def _offers_any(offered: Iterable[bytes]) -> bool:
+    return any(protocol.startswith(SUBPROTOCOL) for protocol in offered)
 
 
 def _preflight() -> Response:

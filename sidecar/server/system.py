@@ -8,14 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from sidecar import __version__
-from sidecar.server.state import ServerState
+from sidecar.server.gpu import absence
+from sidecar.server.state import state_of
 
 router = APIRouter(tags=["system"])
-
-
-def _state(request: Request) -> ServerState:
-    state: ServerState = request.app.state.sidecar
-    return state
 
 
 def _now() -> str:
@@ -24,7 +20,7 @@ def _now() -> str:
 
 @router.get("/", summary="Name and version")
 async def root(request: Request) -> dict[str, str]:
-    return {"name": "ml-sidecar", "version": __version__, "status": _state(request).status()}
+    return {"name": "ml-sidecar", "version": __version__, "status": state_of(request).status()}
 
 
 @router.get("/health/live", summary="Whether the process answers; needs no token")
@@ -34,12 +30,14 @@ async def live() -> dict[str, str]:
 
 @router.get("/health", summary="What works, what does not, and why")
 async def health(request: Request) -> dict[str, Any]:
-    state = _state(request)
+    state = state_of(request)
     loaded = state.models_loaded()
     device, reason = state.device()
+    gpu = await state.gpu.identity()
     return {
         "status": state.status(),
-        "warnings": state.warnings(),
+        "warnings": state.warnings() + absence(state.settings.device, device, gpu),
+        "failing": state.failing(),
         "instance_id": state.instance_id,
         "version": __version__,
         "device": device,
@@ -47,9 +45,9 @@ async def health(request: Request) -> dict[str, Any]:
         "models_loaded": loaded,
         "model_loaded": any(loaded.values()),
         "processor_loaded": any(loaded.values()),
-        "cuda_available": False,
-        "gpu_available": False,
-        "gpu_name": None,
+        "cuda_available": gpu.cuda,
+        "gpu_available": gpu.available or device.startswith("mps"),
+        "gpu_name": gpu.name,
         "queue_size": state.pool.queue_size(),
         "uptime_s": round(time.monotonic() - state.started_at, 3),
         "timestamp": _now(),
@@ -58,13 +56,18 @@ async def health(request: Request) -> dict[str, Any]:
 
 @router.get("/api/health", summary="Health, in the older short form")
 async def api_health(request: Request) -> dict[str, Any]:
-    state = _state(request)
+    state = state_of(request)
     return {"status": state.status(), "models_loaded": state.models_loaded(), "timestamp": _now()}
+
+
+@router.get("/api/gpu_stats", summary="Utilisation (%) and memory (GiB) of the NVIDIA GPUs")
+async def gpu_stats(request: Request) -> dict[str, Any]:
+    return await state_of(request).gpu.stats()
 
 
 @router.get("/metrics", summary="Prometheus text, or a JSON summary for Accept: application/json")
 async def metrics(request: Request) -> Response:
-    state = _state(request)
+    state = state_of(request)
     if "application/json" in request.headers.get("accept", ""):
         import msgspec
 
@@ -76,15 +79,18 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/events", summary="Server-sent events: phase, model states, progress")
 async def events(request: Request) -> StreamingResponse:
-    state = _state(request)
-    first: list[tuple[str, dict[str, Any]]] = [("phase", {"phase": state.phase, "status": state.status()})]
-    first += [("model", slot.describe()) for slot in state.pool.slots()]
+    state = state_of(request)
+
+    def present() -> list[tuple[str, dict[str, Any]]]:
+        models = [("model", slot.describe()) for slot in state.pool.slots()]
+        return [("phase", {"phase": state.phase, "status": state.status()}), *models]
+
     return StreamingResponse(
-        state.hub.stream(first), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        state.hub.stream(present), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )
 
 
 @router.post("/shutdown", status_code=202, summary="Stop the sidecar, all of it")
 async def shutdown(request: Request) -> dict[str, str]:
-    _state(request).request_shutdown()
+    state_of(request).request_shutdown()
     return {"status": "stopping"}

@@ -5,7 +5,6 @@ import json
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,11 @@ from sidecar.supervisor.events import Put, ServerExited, StatusReported
 from sidecar.supervisor.logs import TAIL_BYTES, RotatingLog, read_blocks
 from sidecar.supervisor.outbox import write_all
 
-LAST_WORDS_S = 0.5  # how long a dead server's pipes are read on, when a process that left the group still holds them
+# How long nothing may come from a dead server's pipes until they are given up: a process that left the group may hold
+# them. Told in looks, so that a machine that stood still, or slept, has lost one of them and not the evidence.
+LAST_WORDS_S = 0.5
+_LOOKS = 10
+_LOOKS_AT_MOST = 100
 
 
 class Child:
@@ -40,6 +43,7 @@ class Child:
         self._log = log
         self._put = put
         self._tail = b""
+        self._heard = 0
         self._tree = proctree.Tree(listener)
         self._process = subprocess.Popen(
             command,
@@ -85,6 +89,7 @@ class Child:
         assert self._process.stdout is not None
         with self._process.stdout as pipe:
             for block in read_blocks(pipe.fileno(), self._secret):
+                self._heard += 1
                 for line in block.splitlines():
                     self._on_status_line(line)
 
@@ -99,17 +104,25 @@ class Child:
         assert self._process.stderr is not None
         with self._process.stderr as pipe:
             for block in read_blocks(pipe.fileno(), self._secret):
+                self._heard += 1
                 self._tail = (self._tail + block)[-TAIL_BYTES:]
                 self._log.write(block)
 
     def _await_exit(self) -> None:
         returncode = self._tree.wait()
-        deadline = time.monotonic() + LAST_WORDS_S
-        for reader in self._readers:
-            reader.join(max(0.0, deadline - time.monotonic()))
+        self._hear_last_words()
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._put(ServerExited(self.launch, returncode))
+
+    def _hear_last_words(self) -> None:
+        silent, heard = 0, self._heard
+        for _ in range(_LOOKS_AT_MOST):
+            alive = [reader for reader in self._readers if reader.is_alive()]
+            if not alive or silent == _LOOKS:
+                return
+            alive[0].join(LAST_WORDS_S / _LOOKS)
+            silent, heard = (silent + 1, heard) if self._heard == heard else (0, self._heard)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from sidecar.supervisor.outbox import say
 from sidecar.supervisor.probe import Endpoint
 
 EXIT_NOT_RUNNING = 3  # as LSB init scripts answer `status`
+EXIT_UNKNOWN = 4  # likewise
 STOP_TIMEOUT_S = 20.0
 ASK_TIMEOUT_S = 2.0
 POLITE_S = 13.0  # drain and terms of an orderly stop; after that SIGTERM
@@ -89,19 +90,47 @@ def _claim_standard_descriptors() -> None:
 
 
 def main_status(argv: Sequence[str]) -> int:
-    """Say what runs. 0: running, 3: not."""
+    """Say what runs. 0: running, 3: not, 4: something that cannot be asked."""
     parser = argparse.ArgumentParser("sidecar status", allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="the handshake (token included) as one JSON line, or null")
     arguments = parser.parse_args(argv)
-    file = HandshakeFile(Settings.load().handshake_path)
-    handshake = file.read()
+    settings = Settings.load()
+    handshake = HandshakeFile(settings.handshake_path).read()
     running = handshake is not None and handshake.supervisor.is_alive()
     shown = handshake if handshake is not None and (running or handshake.phase == "failed") else None
     if arguments.json:
         print(shown.to_json() if shown else "null")
-    else:
-        print("\n".join(_describe(shown) if shown else ["not running"]))
+    elif shown:
+        print("\n".join(_describe(shown)))
+    if not running and _is_hidden(settings):
+        say(_hidden(settings))
+        return EXIT_UNKNOWN
+    if not (shown or arguments.json):
+        print("not running")
     return 0 if running else EXIT_NOT_RUNNING
+
+
+def _is_hidden(settings: Settings) -> bool:
+    """Whether a supervisor holds the lock that shows no file."""
+    if not settings.lock_path.exists():
+        return False
+    from sidecar.supervisor.lock import InstanceLock
+
+    try:
+        lock = InstanceLock(settings.lock_path)
+    except ConfigError:  # a folder that we may only read: whoever runs there is not ours
+        return False
+    try:
+        return not lock.take()
+    finally:
+        lock.release()
+
+
+def _hidden(settings: Settings) -> str:
+    return (
+        f"ml-sidecar: a sidecar holds {settings.lock_path} but shows no usable {settings.handshake_path.name}: it just "
+        "starts, or cannot write it (a full disk?); ask again, or end that process"
+    )
 
 
 def _describe(handshake: Handshake) -> list[str]:
@@ -118,7 +147,8 @@ def _describe(handshake: Handshake) -> list[str]:
     if handshake.progress:
         progress = handshake.progress
         total = f" of {progress.total:g}" if progress.total is not None else ""
-        lines.insert(1, f"progress    {progress.item}: {progress.done:g}{total} {progress.unit}")
+        left = f", {progress.eta_s:,.0f} s left" if progress.eta_s is not None else ""
+        lines.insert(1, f"progress    {progress.item}: {progress.done:g}{total} {progress.unit}{left}")
     if handshake.last_exit:
         end = handshake.last_exit
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.at))
@@ -130,9 +160,13 @@ def _describe(handshake: Handshake) -> list[str]:
 def main_stop(argv: Sequence[str]) -> int:
     """Stop what runs, and wait until it is gone. 0: nothing runs any more, 1: it would not go."""
     argparse.ArgumentParser("sidecar stop", allow_abbrev=False).parse_args(argv)
-    file = HandshakeFile(Settings.load().handshake_path)
+    settings = Settings.load()
+    file = HandshakeFile(settings.handshake_path)
     handshake = file.read_live()
     if handshake is None:
+        if _is_hidden(settings):
+            say(_hidden(settings))
+            return 1
         print("not running")
         return 0
     deadline = time.monotonic() + STOP_TIMEOUT_S

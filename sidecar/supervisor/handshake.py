@@ -57,14 +57,20 @@ class Progress:
     done: float
     total: float | None
     unit: str
+    rate: float | None = None
+    """Units per second, of a download."""
+    eta_s: float | None = None
 
     @classmethod
     def parse(cls, raw: object) -> "Progress | None":
         """None when the server sent none, or something else than progress."""
         match raw:
             case {"item": str(item), "done": int() | float() as done, "unit": str(unit), **rest}:
-                total = rest.get("total")
-                return cls(item, done, total if isinstance(total, int | float) else None, unit)
+                total, rate, eta_s = (
+                    value if isinstance(value := rest.get(name), int | float) else None
+                    for name in ("total", "rate", "eta_s")
+                )
+                return cls(item, done, total, unit, rate, eta_s)
         return None
 
 
@@ -120,7 +126,7 @@ class Handshake:
                 "server": Process(**raw["server"]) if raw["server"] else None,
                 "restarts": Restarts(**raw["restarts"]),
                 "last_exit": LastExit(**raw["last_exit"]) if raw["last_exit"] else None,
-                "progress": Progress(**raw["progress"]) if raw["progress"] else None,
+                "progress": Progress.parse(raw["progress"]),
                 "protocol": Protocol(**raw["protocol"]),
             }
             return cls(**{name: nested.get(name, raw[name]) for name in _NAMES})

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from sidecar.errors import redact
 from sidecar.supervisor.outbox import write_all
 
 LOG_NAME = "sidecar.log"
@@ -32,7 +33,7 @@ class RotatingLog:
         """One line of the supervisor's own, with a UTC timestamp."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        line = f"{stamp}.{int(now % 1 * 1000):03d}Z supervisor[{os.getpid()}] {message}\n"
+        line = f"{stamp}.{int(now % 1 * 1000):03d}Z supervisor[{os.getpid()}] {redact(message)}\n"
         self.write(line.encode(errors="replace"))
 
     def write(self, data: bytes) -> None:
@@ -80,7 +81,7 @@ class RotatingLog:
 
 
 def read_blocks(fd: int, secret: bytes | None) -> Iterator[bytes]:
-    """Whole lines, several at a time, until the end of the pipe, with `secret` masked.
+    """Whole lines, several at a time, until the end of the pipe, with `secret` masked and addresses' credentials too.
 
     A line without an end is cut at LINE_LIMIT_BYTES; what could be the start of the secret waits for the rest of it.
     """
@@ -90,13 +91,18 @@ def read_blocks(fd: int, secret: bytes | None) -> Iterator[bytes]:
         rest = mask(rest + chunk, secret)
         whole, newline, rest = rest.rpartition(b"\n")
         if newline:
-            yield whole + newline
+            yield _clean(whole + newline)
         if len(rest) > LINE_LIMIT_BYTES:
             cut = len(rest) - keep
-            yield rest[:cut] + b"\n"
+            yield _clean(rest[:cut] + b"\n")
             rest = rest[cut:]
     if rest:
-        yield rest + b"\n"
+        yield _clean(rest + b"\n")
+
+
+def _clean(data: bytes) -> bytes:
+    # Byte for byte: what is no UTF-8 stays as it is.
+    return redact(data.decode("latin-1")).encode("latin-1") if b"@" in data else data
 
 
 def mask(data: bytes, secret: bytes | None) -> bytes:

@@ -14,12 +14,20 @@ class Outbox(Generic[Item]):
     """A daemon thread that hands the newest `keep` items to `sink`, in order.
 
     Items here are snapshots: an older one that was dropped says nothing that a newer one does not. The first OSError of
-    the sink goes to `failed`, and later items are still tried.
+    the sink goes to `failed`, and later items are still tried. With `retry_s`, so is the last one, as often.
     """
 
-    def __init__(self, sink: Callable[[Item], None], *, keep: int, failed: Callable[[OSError], None]) -> None:
+    def __init__(
+        self,
+        sink: Callable[[Item], None],
+        *,
+        keep: int,
+        failed: Callable[[OSError], None],
+        retry_s: float | None = None,
+    ) -> None:
         self._sink = sink
         self._failed = failed
+        self._retry_s = retry_s
         self._items: collections.deque[Item] = collections.deque(maxlen=keep)
         self._changed = threading.Condition()
         self._closed = False
@@ -55,6 +63,15 @@ class Outbox(Generic[Item]):
                 if not silent:
                     self._failed(error)
                 silent = True
+                if self._retry_s is not None:
+                    self._keep_for_later(item, self._retry_s)
+
+    def _keep_for_later(self, item: Item, delay_s: float) -> None:
+        """Wait, but not with a newer item or the end to see to; without a newer one `item` is the next again."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed, delay_s)
+            if not self._items and not self._closed:
+                self._items.append(item)
 
 
 def write_all(fd: int, data: bytes) -> None:

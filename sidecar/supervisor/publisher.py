@@ -13,6 +13,7 @@ from sidecar.supervisor.outbox import Outbox, say, write_all
 
 EVENTS_KEPT = 256  # of a host that does not read its pipe
 FLUSH_S = 0.5
+RETRY_S = 1.0  # a disk that was full may have room again
 
 
 class Publisher:
@@ -22,7 +23,7 @@ class Publisher:
         self.file = file
         self._log = log
         self._warned = False
-        self._files = Outbox(self._write, keep=1, failed=self._on_failed)
+        self._files = Outbox(self._write, keep=1, failed=self._on_failed, retry_s=RETRY_S)
         self._events = Outbox(write_event, keep=EVENTS_KEPT, failed=self._on_pipe_closed) if events else None
 
     def publish(self, handshake: Handshake) -> None:

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.errors import EXIT_BAD_CONFIG
+from sidecar.errors import EXIT_BAD_CONFIG, EXIT_PART_MISSING
 from sidecar.settings import Settings
 
-NEVER_RESTART = frozenset({EXIT_BAD_CONFIG})
+NEVER_RESTART = {
+    EXIT_BAD_CONFIG: "the server refused its configuration",
+    EXIT_PART_MISSING: "a part of the server is missing",
+}
 JITTER = 0.25  # a delay is stretched by up to this part, so that several sidecars do not come back in step
 EXIT_SLACK_S = 1.0  # what a server needs to end its runners after the drain
 HOST_GONE_TERM_S = 0.7
@@ -62,8 +65,8 @@ def after_crash(
     """
     healthy = healthy_since is not None and now - healthy_since >= policy.reset_s
     crashes = (*(() if healthy else recent(policy, crashes, now=now)), now)
-    if code in NEVER_RESTART:
-        return GiveUp(f"the server refused its configuration (exit code {code})", EXIT_BAD_CONFIG, crashes)
+    if code is not None and code in NEVER_RESTART:
+        return GiveUp(f"{NEVER_RESTART[code]} (exit code {code})", code, crashes)
     if len(crashes) >= policy.limit:
         return GiveUp(f"{len(crashes)} crashes within {policy.window_s:g} s", 1, crashes)
     delay_s = policy.delays_s[min(len(crashes), len(policy.delays_s)) - 1] if policy.delays_s else 0.0

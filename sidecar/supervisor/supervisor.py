@@ -176,6 +176,8 @@ class Supervisor:
             case {"event": "phase", "phase": str(phase)} if phase in SERVER_PHASES:
                 if self._state.stop_steps is None:
                     self._enter(phase, message)
+            case {"event": "setting", "name": str(name), "value": value} if name in Settings.model_fields:
+                self._settings = self._settings.model_copy(update={name: value})
             case {"event": "shutdown_requested"}:
                 if self._state.stop_steps is None:
                     self._stop("POST /shutdown")

@@ -49,11 +49,11 @@ def test_scores_are_a_distribution_in_descending_order() -> None:
     outputs = EMOTION.run_batch(Logits([[0, 0, 0, 3, 1, 0, 0], [9, 0, 0, 0, 0, 0, 80.0]]), ["a", "b"])
     answer = EMOTION.finish(outputs[0], Meta("m", 1.25))
     assert (answer.emotion, answer.model, answer.processing_time_ms) == ("joy", "m", 1.25)
-    scores = [entry.score for entry in answer.all_emotions]
+    scores = [entry["score"] for entry in answer.all_emotions]
     assert scores == sorted(scores, reverse=True)
     assert sum(scores) == pytest.approx(1.0, abs=1e-5)
     assert answer.confidence == scores[0]
-    assert {entry.label for entry in answer.all_emotions} == set(LABELS)
+    assert {entry["label"] for entry in answer.all_emotions} == set(LABELS)
     assert EMOTION.finish(outputs[1], Meta("m", 0)).emotion == "surprise"
 
 

@@ -47,12 +47,12 @@ def make_spec(repo: str, *paths: str, **values: Any) -> ModelSpec:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that this process takes for the real one; it waits 1 s for silent servers."""
+    """A hub that this process takes for the real one; it waits 3 s for silent servers."""
     from huggingface_hub import close_session, constants
 
     with Hub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 3)
         monkeypatch.setattr("sidecar.catalogue.retry._FIRST_S", 0.01)
         yield running
         close_session()
@@ -77,7 +77,7 @@ class Terminal:
             "SIDECAR_HOME": str(home),
             "PYTHONPATH": str(ROOT),
             "HF_ENDPOINT": hub.url,
-            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
             "HF_HOME": str(home / "hf"),
         }
 

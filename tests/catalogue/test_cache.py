@@ -14,8 +14,8 @@ from sidecar.catalogue.downloader import download
 from sidecar.catalogue.lockfile import Entry, Lockfile
 from sidecar.catalogue.permission import is_pickle
 from sidecar.catalogue.retry import delay_s
-from sidecar.catalogue.spec import ModelFile, looks_like_pickle
-from sidecar.errors import ConfigError, DownloadCancelledError, ModelUnavailableError
+from sidecar.catalogue.spec import ModelFile, Source, looks_like_pickle
+from sidecar.errors import BadRequestError, ConfigError, DownloadCancelledError
 from tests.catalogue.conftest import make_spec
 
 COMMIT = "a" * 40
@@ -102,6 +102,27 @@ def test_garbage_is_what_nothing_refers_to(cache: ModelCache) -> None:
     assert not kept[1].exists(), "nobody goes on with a part that old"
 
 
+def test_weights_of_an_entry_that_cannot_be_read_now_are_no_garbage(cache: ModelCache) -> None:
+    typo = place(cache, f"typo/{COMMIT}/a")
+    unset = place(cache, f"own/{COMMIT}/a")
+    elsewhere = place(cache, f"elsewhere/{COMMIT}/a")
+    own = make_spec("acme/tiny", "a", id="own").model_copy(update={"source": Source(setting="SIDECAR_X")})
+    assert cache.collect([own], {"typo", None}).paths == []
+    assert all(path.exists() for path in (typo, unset, elsewhere))
+    assert [path.name for path in cache.collect([own], {"typo"}).paths] == ["elsewhere"]
+    assert typo.exists() and unset.exists()
+
+
+def test_what_came_with_the_product_is_verified_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = ModelCache(tmp_path / "file" / "models", Lockfile(tmp_path / "lock.json"))
+    (tmp_path / "a").write_bytes(b"x")
+    spec = make_spec("acme/tiny", files=[{"path": "a", "sha256": "0" * 64}])
+    spec = spec.model_copy(update={"source": None, "folder": tmp_path})
+    [fault] = cache.verify(spec)
+    assert "content has changed" in fault and (tmp_path / "a").exists()
+
+
 def test_one_at_a_time_and_whoever_waits_can_leave(cache: ModelCache) -> None:
     cancel, asked = threading.Event(), []
 
@@ -117,7 +138,7 @@ def test_one_at_a_time_and_whoever_waits_can_leave(cache: ModelCache) -> None:
 
 def test_what_was_not_downloaded_is_not_removed(cache: ModelCache, tmp_path: Path) -> None:
     spec = make_spec("acme/tiny", "a").model_copy(update={"source": None, "folder": tmp_path})
-    with pytest.raises(ModelUnavailableError, match="was not downloaded"):
+    with pytest.raises(BadRequestError, match="was not downloaded"):
         cache.remove(spec)
 
 
@@ -126,6 +147,9 @@ def test_what_was_not_downloaded_is_not_removed(cache: ModelCache, tmp_path: Pat
     [
         ("pytorch_model.bin", "torch", True),
         ("voices/a.PT", "kokoro", True),
+        ("voices/af_heart.bin", "kokoro", False),
+        ("voices/af_heart.bin", "torch", True),
+        ("model.bin", "kokoro", True),
         ("model.bin", "ctranslate2", False),
         ("other.bin", "ctranslate2", True),
         ("model.safetensors", "torch", False),

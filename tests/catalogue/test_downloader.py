@@ -195,6 +195,18 @@ def test_what_the_hub_does_not_have_is_named(
     assert caught.value.code == "revision_not_found"
 
 
+def test_another_commit_than_the_pinned_one_is_refused(
+    hub: Hub, cache: ModelCache, publish: Callable[..., str]
+) -> None:
+    pinned = publish()
+    other = publish(model_onnx=random_bytes(1000, 2), config_json=b"{}")
+    spec = make_spec("acme/tiny", "model.onnx", revision=pinned, include=["*.json"])
+    hub.repos[f"acme/tiny@{pinned}"] = hub.repos[f"acme/tiny@{other}"]
+    with pytest.raises(HashMismatchError, match=f"'tiny': asked for acme/tiny@{pinned}.*{other}.*HF_ENDPOINT"):
+        download(spec, cache)
+    assert hub.total_sent() == 0
+
+
 def test_the_token_goes_to_the_hub_and_not_to_where_the_bytes_are(
     hub: Hub, cache: ModelCache, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,9 +295,9 @@ def test_cancel_does_not_wait_for_a_silent_server(
     publish()
     hub.faults = [Fault(kind, 100_000, 20.0)]  # type: ignore[arg-type]
     if kind == "silent":
-        assert cancel_after(hub, cache, lambda: not hub.faults) < 1.0
+        assert cancel_after(hub, cache, lambda: not hub.faults) < 5.0
         return
-    assert cancel_after(hub, cache, lambda: [p for p in parts(cache) if p.stat().st_size == 100_000]) < 1.0
+    assert cancel_after(hub, cache, lambda: [p for p in parts(cache) if p.stat().st_size == 100_000]) < 5.0
     sent = hub.total_sent()
     assert download(make_spec("acme/tiny", "model.onnx"), cache).is_dir()
     assert hub.total_sent() == len(BIG) >= sent, "it went on where it was cancelled"
@@ -297,11 +309,13 @@ def test_progress_adds_up_and_is_sparing(hub: Hub, cache: ModelCache, publish: C
     seen: list[tuple[float, DownloadProgress]] = []
     download(make_spec("acme/tiny", *PATHS), cache, lambda now: seen.append((time.monotonic(), now)))
     loading = [now for _, now in seen if now.state == "downloading"]
-    assert 2 <= len(loading) <= 10
+    took_s = seen[-1][0] - seen[0][0]
+    assert 2 <= len(loading) <= took_s / 0.24 + 3
     assert [now.done for now in loading] == sorted(now.done for now in loading)
     assert loading[-1].done == loading[-1].total == len(BIG) + 5008
-    assert 100_000 < loading[-2].rate < 600_000
-    assert loading[-2].eta_s is not None and loading[-2].eta_s < 5
+    rate = loading[-1].total / took_s
+    assert rate / 3 < loading[-2].rate < rate * 3
+    assert loading[-2].eta_s is not None and loading[-2].eta_s < 5 * took_s
     pauses = [later[0] - sooner[0] for sooner, later in itertools.pairwise(seen[1:-1])]
     assert all(pause >= 0.24 for pause in pauses)
 
@@ -323,7 +337,7 @@ def test_many_who_ask_share_one_download(hub: Hub, cache: ModelCache, publish: C
 def test_files_come_in_parallel_but_not_all_at_once(hub: Hub, cache: ModelCache) -> None:
     names = [f"part{number}.safetensors" for number in range(8)]
     hub.add("acme/tiny", {name: random_bytes(20_000, number) for number, name in enumerate(names)})
-    hub.bytes_per_s = 100_000
+    hub.bytes_per_s = 20_000
     running, most, lock = set(), [0], threading.Lock()
 
     def watch() -> None:
@@ -343,7 +357,7 @@ def test_files_come_in_parallel_but_not_all_at_once(hub: Hub, cache: ModelCache)
     done.set()
     watcher.join()
     assert 2 <= most[0] <= 3
-    assert took < 8 * 0.2
+    assert took < 8 * 1.0
 
 
 def test_a_part_of_a_dead_process_is_verified_before_it_is_continued(

@@ -155,11 +155,15 @@ def test_a_crash_is_retried_once_and_alone() -> None:
 
 
 def test_an_input_that_kills_the_runner_fails_alone_and_becomes_poison() -> None:
+    batcher: Batcher
+
     def poison(items: list[str]) -> None:
         if "venom" in items:
+            batcher.poison.accuse(("emotion", item) for item in items)
             raise RunnerCrashedError("died")
 
     async def test() -> None:
+        nonlocal batcher
         runner = Runner(poison)
         batcher = make(runner)
         results = await asyncio.gather(*submit(batcher, "a", "venom", "b", "c"), return_exceptions=True)
@@ -266,13 +270,16 @@ def test_service_time_follows_what_is_measured() -> None:
 
 
 def test_crashes_count_as_poison_only_in_a_row() -> None:
+    batcher: Batcher
     crash = iter([True, False] * 20)
 
     def now_and_then(items: list[str]) -> None:
         if next(crash):
+            batcher.poison.accuse([("emotion", items[0])])
             raise RunnerCrashedError("died")
 
     async def test() -> None:
+        nonlocal batcher
         batcher = make(Runner(now_and_then))
         for _ in range(10):
             assert await submit(batcher, "ok, see you tomorrow")[0] == "OK, SEE YOU TOMORROW"

@@ -24,24 +24,54 @@ FAKE_SIDECAR = Path(__file__).parent / "fake_sidecar"
 FORGOTTEN = ("PIP_", "UV_", "PYTHON", "SIDECAR_", "XDG_", "VIRTUAL_ENV", "CONDA_")
 
 
-def make_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
-    """A pure wheel `name` 1.0 that holds `files` (path in site-packages -> text)."""
-    info = f"{name}-1.0.dist-info"
+def _entry(name: str) -> zipfile.ZipInfo:
+    """Of no time: what is made again two seconds later is the same wheel, as a lock says by its hash."""
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+def make_wheel(folder: Path, name: str, files: dict[str, str], version: str = "1.0") -> Path:
+    """A pure wheel of `name` that holds `files` (path in site-packages -> text)."""
+    info = f"{name}-{version}.dist-info"
     texts = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     rows = []
-    path = folder / f"{name}-1.0-py3-none-any.whl"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, text in texts.items():
             digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
             rows.append(f"{file},sha256={digest},{len(text.encode())}")
-            archive.writestr(file, text)
-        archive.writestr(f"{info}/RECORD", "\n".join([*rows, f"{info}/RECORD,,", ""]))
+            archive.writestr(_entry(file), text, zipfile.ZIP_DEFLATED)
+        archive.writestr(_entry(f"{info}/RECORD"), "\n".join([*rows, f"{info}/RECORD,,", ""]), zipfile.ZIP_DEFLATED)
     return path
+
+
+def lock_text(wheels: list[Path], wrong_hash: bool = False) -> str:
+    """A complete lock of these wheels, and an entry that its marker leaves out."""
+    lines = []
+    for wheel in wheels:
+        name, version = wheel.name.split("-")[:2]
+        digest = hashlib.sha256(b"other" if wrong_hash else wheel.read_bytes()).hexdigest()
+        lines.append(f"{name}=={version} \\\n    --hash=sha256:{digest}\n")
+    lines.append(f"absent==1.0 ; sys_platform == 'other' \\\n    --hash=sha256:{'0' * 64}\n")
+    return "".join(lines)
+
+
+def write_profile(
+    folder: Path, wheels: Path, name: str, size_mb: int = 1, wrong_hash: bool = False, more: str = "", **modules: str
+) -> None:
+    """TOML and lock of a profile with one wheel for each module, all of them probed."""
+    made = [make_wheel(wheels, module, {f"{module}.py": text}) for module, text in modules.items()]
+    (folder / f"{name}.lock").write_text(lock_text(made, wrong_hash), encoding="utf-8")
+    text = (
+        f'# test\nname = "{name}"\ndescription = "a test"\nprobe = {json.dumps(list(modules))}\nsize_mb = {size_mb}\n'
+    )
+    (folder / f"{name}.toml").write_text(text + more, encoding="utf-8")
 
 
 @dataclass
@@ -64,17 +94,9 @@ class Place:
         self.env = {**self.env, "SIDECAR_HOME": str(self.home), "SIDECAR_PROFILES": str(self.profiles)}
         self.profile("base", tiny="VALUE = 1\n")
 
-    def profile(self, name: str, size_mb: int = 1, wrong_hash: bool = False, **modules: str) -> None:
-        """Write the profile `name`: one wheel for each module, all of them probed."""
-        lines = []
-        for module, text in modules.items():
-            wheel = make_wheel(self.wheels, module, {f"{module}.py": text})
-            digest = hashlib.sha256(b"other" if wrong_hash else wheel.read_bytes()).hexdigest()
-            lines.append(f"{module}==1.0 \\\n    --hash=sha256:{digest}\n")
-        lines.append(f"absent==1.0 ; sys_platform == 'other' \\\n    --hash=sha256:{'0' * 64}\n")
-        (self.profiles / f"{name}.lock").write_text("".join(lines), encoding="utf-8")
-        text = f'# test\nname = "{name}"\nprobe = {json.dumps(list(modules))}\nsize_mb = {size_mb}\n'
-        (self.profiles / f"{name}.toml").write_text(text, encoding="utf-8")
+    def profile(self, name: str, size_mb: int = 1, wrong_hash: bool = False, more: str = "", **modules: str) -> None:
+        """Write the profile `name`: one wheel for each module, all of them probed. `more` goes into its TOML."""
+        write_profile(self.profiles, self.wheels, name, size_mb, wrong_hash, more, **modules)
 
     def command(self, *arguments: str) -> list[str]:
         return [self.python, str(self.folder / "launcher.py"), *arguments]

@@ -83,7 +83,7 @@ def test_another_lock_is_another_environment(place: Place) -> None:
 
 
 def test_with_adds_profiles(place: Place) -> None:
-    place.profile("extra", tiny="VALUE = 1\n", more="")
+    place.profile("extra", tiny="VALUE = 1\n", another="")
     assert place.install("--with", "extra").returncode == 0
     assert [root.name.split("-")[0] for root in place.finished()] == ["base", "extra"]
 
@@ -123,13 +123,17 @@ def test_sigkill_during_the_probe_is_repaired(
 
 
 @pytest.mark.parametrize("tool", ["place", "pip_place"])
-def test_sigkill_while_it_is_made_is_repaired(tool: str, request: pytest.FixtureRequest) -> None:
+def test_sigkill_while_it_is_made_is_repaired(tool: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place: Place = request.getfixturevalue(tool)
+    source, _, go = gate(tmp_path)  # it cannot come to its end before it is killed
+    place.profile("base", tiny="VALUE = 1\n" + source)
     first = place.start("install", "--wheels", str(place.wheels))
     wait_for(lambda: [root for root in place.environments() if (root / "pyvenv.cfg").exists()])
     first.kill()
-    first.communicate()
+    first.wait()
     assert not place.finished()
+    go.touch()
+    first.communicate()  # ends with the last step
     result = place.install()
     assert result.returncode == 0, result.stderr
     assert "repairing" in result.stderr
@@ -311,6 +315,49 @@ def test_read_only_home(place: Place) -> None:
     assert error["code"] == "home_not_writable" and "SIDECAR_HOME" in error["message"]
 
 
+@linux_only
+def test_a_full_disk_is_told_before_anything_starts(place: Place) -> None:
+    """Without room for its handshake an instance would run that nobody can find."""
+    assert place.install().returncode == 0
+    full = place.home / "logs"
+    full.mkdir()
+    prefix = (*mounted(full, "size=64k"), "sh", "-c", f'cat /dev/zero >"{full}/fill" 2>/dev/null; exec "$@"', "sh")
+    result = place.launch("run", "--detach", "--events", wrapper=prefix, FAKE_SIDECAR="mute")
+    assert error_of(result)["code"] == "disk_full"
+
+
+@linux_only
+@pytest.mark.parametrize("command", ["install", "run", "status", "profiles"])
+def test_an_account_without_a_home_is_told_so(place: Place, command: str) -> None:
+    unknown = "import os, pwd, runpy, sys; pwd.getpwuid = lambda uid: {}[uid]; del sys.argv[0]; "
+    unknown += "runpy.run_path(sys.argv[0], None, '__main__')"
+    cwd = place.folder / "here"
+    cwd.mkdir()
+    env = {key: value for key, value in place.env.items() if key not in ("HOME", "SIDECAR_HOME")}
+    arguments = [sys.executable, "-c", unknown, *place.command(command)[1:]]
+    result = subprocess.run(arguments, env=env, cwd=cwd, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 78
+    assert "home folder is not known" in result.stderr and "SIDECAR_HOME" in result.stderr
+    assert not list(cwd.iterdir())
+
+
+def test_a_finished_environment_that_lost_a_part_is_made_anew(place: Place) -> None:
+    assert place.install("--repair").returncode == 0
+    [root] = place.finished()
+    stamp = (root / "complete.json").read_bytes()
+    whole = place.install("--repair")
+    assert (whole.returncode, whole.stderr) == (0, ""), "what works is left alone"
+    assert (root / "complete.json").read_bytes() == stamp and not list(root.parent.glob("*.log"))
+    [module] = root.glob("lib/*/site-packages/tiny.py")
+    module.unlink()
+    shutil.rmtree(module.parent / "__pycache__", ignore_errors=True)
+    assert place.install().stderr == ""
+    mended = place.install("--repair")
+    assert mended.returncode == 0, mended.stderr
+    assert "No module named 'tiny'" in mended.stderr and "repairing" in mended.stderr
+    assert value_in(root) == "1"
+
+
 def test_a_file_in_place_of_the_home(place: Place) -> None:
     place.home.write_text("")
     error = error_of(place.install("--events"))
@@ -336,6 +383,6 @@ def test_an_installation_ends_with_its_host(
         process.send_signal(signal.SIGTERM)
     host.kill()
     host.wait()
-    assert process.wait(timeout=2) in (1, 128 + signal.SIGTERM)
-    wait_for(lambda: not is_running(step), timeout_s=2)
+    assert process.wait(timeout=15) in (1, 128 + signal.SIGTERM)
+    wait_for(lambda: not is_running(step), timeout_s=15)
     assert not place.finished()

@@ -11,23 +11,26 @@ import psutil
 import pytest
 
 from sidecar import wire
+from sidecar.catalogue.catalogue import read_spec
 from tests.product import ROOT, alive, until, write_fake
+
+STREAMING = ROOT / "tests" / "fixtures" / "streaming_runner.py"
 
 
 class Worker:
     """One runner of a fake model."""
 
-    def __init__(self, folder: Path, model_id: str = "fake") -> None:
-        env = {**os.environ, "SIDECAR_CATALOGUE": str(folder), "PYTHONPATH": str(ROOT)}
+    def __init__(self, spec: dict[str, Any], threads: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar", "run", model_id],
-            env=env,
+            [sys.executable, str(STREAMING), "run", spec["id"]],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         self._decoder = wire.Decoder()
         self._messages: list[wire.Message] = []
+        self.send(wire.Load(spec, threads))
 
     def send(self, *messages: wire.Message) -> None:
         assert self.process.stdin is not None
@@ -47,12 +50,14 @@ class Worker:
         self.process.communicate()
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+@pytest.fixture(params=[0, 1], ids=["own threads", "threads in turns"])
+def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Worker]]:
+    """A model with the threads of all cores is called by one thread only; one with a single thread, by several."""
     running = []
 
-    def start(model_id: str = "fake", **options: Any) -> Worker:
-        running.append(Worker(write_fake(tmp_path, **options), model_id))
+    def start(spec: dict[str, Any] | None = None, **options: Any) -> Worker:
+        fake = read_spec(write_fake(tmp_path, **options) / "fake.toml").model_dump(mode="json")
+        running.append(Worker(spec or fake, request.param))
         return running[-1]
 
     yield start
@@ -79,7 +84,7 @@ def test_a_raising_model_becomes_an_error_value(worker: Callable[..., Worker]) -
 
 
 def test_a_cancelled_batch_is_not_computed(worker: Callable[..., Worker]) -> None:
-    one = worker(item_s=0.3)
+    one = worker(item_s=1.0)  # all three are in one reading
     one.next()
     one.send(wire.Infer(1, "emotion", ["slow"]), wire.Infer(2, "emotion", ["!crash"]), wire.Cancel(2))
     assert one.next().id == 1
@@ -107,7 +112,7 @@ def test_end_of_stdin_is_the_end(worker: Callable[..., Worker], text: str) -> No
     assert one.process.stdin is not None
     one.process.stdin.close()
     one.process.stdin = None
-    until(lambda: not alive(process), "the runner is gone", 2.0)
+    until(lambda: not alive(process), "the runner is gone", 10.0)
 
 
 def test_rubbish_on_stdin_is_the_end_too(worker: Callable[..., Worker]) -> None:
@@ -130,5 +135,100 @@ def test_stop_signals_are_left_to_the_parent(worker: Callable[..., Worker]) -> N
 def test_a_load_that_fails_is_told(worker: Callable[..., Worker]) -> None:
     error = worker(load="fail").next()
     assert (error.id, error.code) == (0, "model_load_failed") and "told to fail" in error.message
-    unknown = worker(model_id="nobody").next()
-    assert (unknown.id, unknown.code) == (0, "model_not_found")
+
+
+def test_what_is_no_model_is_told(worker: Callable[..., Worker]) -> None:
+    error = worker(spec={"id": "nobody"}).next()
+    assert (error.id, error.code) == (0, "model_load_failed") and "title" in error.message
+
+
+def test_end_of_stdin_ends_a_load_too(worker: Callable[..., Worker]) -> None:
+    one = worker(load="hang")
+    assert one.process.stdin is not None
+    one.process.stdin.close()
+    one.process.stdin = None
+    assert one.process.wait(10) == 0
+
+
+def _chunks(one: Worker, until_id: int) -> list[tuple[int, Any]]:
+    """Chunks until the end of stream `until_id`."""
+    seen = []
+    while not isinstance(message := one.next(), wire.Result | wire.Error) or message.id != until_id:
+        if isinstance(message, wire.Chunk):
+            seen.append((message.id, message.output))
+    return seen
+
+
+def test_streams_advance_side_by_side(worker: Callable[..., Worker]) -> None:
+    one = worker(more="threads = 1")
+    one.next()
+    one.send(wire.Infer(1, "count", [10**9], credit=10**9), wire.Infer(2, "count", [20], credit=100))
+    order = _chunks(one, 2)
+    assert [number for stream, number in order if stream == 2] == list(range(20))
+    one.send(wire.Cancel(1))
+
+
+def test_a_stream_without_credit_waits_and_costs_nobody(worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.next()
+    one.send(wire.Infer(1, "count", [100], credit=3))
+    assert [one.next().output for _ in range(3)] == [0, 1, 2]
+    one.send(wire.Infer(2, "emotion", ["meanwhile"]))
+    assert one.next().id == 2, "a chunk came that nobody had given credit for"
+    one.send(wire.Credit(1, 98))
+    assert [number for _, number in _chunks(one, 1)] == list(range(3, 100))
+
+
+@pytest.mark.parametrize("credit", [2, 10**6])
+def test_a_cancelled_stream_ends_and_gives_back_what_it_holds(
+    worker: Callable[..., Worker], credit: int, tmp_path: Path
+) -> None:
+    one = worker()
+    one.next()
+    closed = tmp_path / "closed"
+    one.send(wire.Infer(1, "count", [[10**9, str(closed)]], credit=credit))
+    one.next(), one.next()
+    one.send(wire.Cancel(1))
+    while not isinstance(message := one.next(), wire.Error):
+        pass
+    assert (message.id, message.code) == (1, "cancelled")
+    assert closed.exists()
+
+
+def test_a_long_piece_can_be_ended_in_its_middle_and_holds_nobody_up(
+    worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    one = worker()
+    one.next()
+    closed = tmp_path / "closed"
+    one.send(wire.Infer(1, "count", [[0, str(closed)]], credit=4), wire.Infer(2, "emotion", ["meanwhile"]))
+    assert one.next().id == 2, "answered between two steps, of which none is sent"
+    one.send(wire.Cancel(1))
+    assert (ended := one.next()).id == 1 and ended.code == "cancelled"
+    assert closed.exists()
+
+
+def test_a_stream_that_raises_ends_with_the_error(worker: Callable[..., Worker]) -> None:
+    one = worker()
+    one.next()
+    one.send(wire.Infer(1, "count", [-1], credit=4))
+    error = one.next()
+    assert (error.id, error.code) == (1, "inference_failed") and "-1" in error.message
+
+
+def test_every_batch_is_answered_once_whichever_thread_took_it(worker: Callable[..., Worker]) -> None:
+    one = worker(more="threads = 1")
+    one.next()
+    count = 3000
+    for first in range(1, count, 100):
+        one.send(*(wire.Infer(number, "emotion", ["x"]) for number in range(first, first + 100)))
+        one.send(*(wire.Cancel(number) for number in range(first, first + 100, 7)))
+    answers = [one.next() for _ in range(count)]
+    assert sorted(answer.id for answer in answers) == list(range(1, count + 1))
+    assert all(isinstance(answer, wire.Result) or answer.code == "cancelled" for answer in answers)
+    # And while one computes, another still reads: the end of the pipe is noticed.
+    one.send(wire.Infer(count + 1, "emotion", ["!hang"]), wire.Cancel(count + 1))
+    assert one.process.stdin is not None
+    one.process.stdin.close()
+    one.process.stdin = None
+    assert one.process.wait(10) == 0

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -156,13 +155,6 @@ def ask(handshake: Handshake, method: str, path: str, timeout_s: float = 5.0) ->
     endpoint = Endpoint(handshake.host, handshake.port, handshake.token, handshake.instance_id)
     status, body = endpoint.request(method, path, timeout_s)
     return status, json.loads(body or b"{}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def run_python(source: str, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":

@@ -1,9 +1,11 @@
 """One server process."""
 
+import os
 import queue
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,14 +97,33 @@ def test_a_process_that_left_the_group_does_not_hold_up_the_exit(
     spawn: Spawn, events: "queue.SimpleQueue[Event]"
 ) -> None:
     child = spawn(
-        "import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(1.5)'],"
+        "import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'],"
         "start_new_session=True); print(p.pid, file=sys.stderr, flush=True); os._exit(1)"
     )
-    assert LAST_WORDS_S < 1
     assert until_exit(events)[1] == 1
-    stray = int(child.stderr_tail())
+    stray = int(until(child.stderr_tail, "its last words"))
     assert is_running(stray), "it has our pipes, and we are here all the same"
+    os.kill(stray, signal.SIGKILL)
     until(lambda: not is_running(stray))
+
+
+class SlowDisk(RotatingLog):
+    """Takes each block as long as a disk that others have filled with work."""
+
+    def write(self, data: bytes) -> None:
+        threading.Event().wait(LAST_WORDS_S * 0.6)
+        super().write(data)
+
+
+def test_the_last_words_are_heard_however_slow_the_disk(tmp_path: Path, events: "queue.SimpleQueue[Event]") -> None:
+    log = SlowDisk(tmp_path / "sidecar.log", max_bytes=1_000_000, files=1)
+    source = "import sys; sys.stderr.write('a line of the log\\n' * 5000 + 'the end')"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [sys.executable, "-S", "-c", source]
+        child = Child(command, {}, listener, launch=1, secret=None, log=log, put=events.put)
+        assert until_exit(events)[1] == 0
+    assert child.stderr_tail().endswith("\nthe end\n")
+    log.close()
 
 
 def test_terminate_and_kill(spawn: Spawn, events: "queue.SimpleQueue[Event]") -> None:

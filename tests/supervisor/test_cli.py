@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -47,18 +48,22 @@ def test_two_starts_at_once_make_one(start: Start) -> None:
 
 
 def test_a_second_start_with_events_mirrors_until_the_first_ends(start: Start) -> None:
-    first = start(SIDECAR_RESTART_DELAYS="0.4")
+    # The mirror looks four times a second: what it must see lasts until it has been seen.
+    first = start(SIDECAR_RESTART_DELAYS="0,60")
     ready = first.until_phase()
     second = start("--events")
     until(lambda: second.events)
     assert ready.server is not None
     os.kill(ready.server.pid, signal.SIGKILL)
-    first.until_server_after(ready.server.pid)
+    back = first.until_server_after(ready.server.pid)
     until(lambda: second.events[-1]["phase"] == "ready" and second.events[-1]["restarts"]["count"] == 1)
+    assert back.server is not None
+    os.kill(back.server.pid, signal.SIGKILL)
+    until(lambda: second.events[-1]["phase"] == "restarting" and second.events[-1]["restarts"]["count"] == 2)
     first.process.terminate()
     assert second.wait() == 0
     phases = second.phases()
-    assert phases[:2] == ["ready", "restarting"]
+    assert phases[0] == "ready" and phases.index("restarting") > 0
     assert {event["instance_id"] for event in second.events} == {ready.instance_id}
 
 
@@ -73,11 +78,14 @@ def test_a_mirror_ends_with_its_own_host_and_leaves_the_first_alone(start: Start
 
 
 def test_a_start_during_the_first_ones_stop_takes_over(start: Start) -> None:
-    first = start(standin="ignore_stop", SIDECAR_DRAIN="0", SIDECAR_TERM="1")
+    first = start(standin="ignore_stop", SIDECAR_DRAIN="60")
     old = first.until_phase()
     first.process.terminate()
     first.until_phase("stopping")
-    assert start().until_phase().instance_id != old.instance_id
+    second = start()
+    until(lambda: any("sidecar.lock" in each.path for each in psutil.Process(second.pid).open_files()), "it waits")
+    first.process.terminate()  # a second time: the drain ends
+    assert second.until_phase().instance_id != old.instance_id
     assert first.wait() == 0
 
 
@@ -249,6 +257,28 @@ def test_a_start_that_fails_says_so_to_the_host(
     Draft202012Validator(SCHEMA).validate(event)
     assert event["phase"] == "failed" and event["error"]["code"] == code
     assert event["error"]["message"] in done.stderr
+
+
+@pytest.mark.parametrize(("role", "code"), [("status", 3), ("stop", 0)])
+def test_questions_need_no_folder_to_write_to(home: Path, role: str, code: int) -> None:
+    (home / "run" / "sidecar.lock").mkdir()  # root may open every file, but no folder, for writing
+    done = subprocess.run([*SUPERVISE[:2], role], env=environment_of(home), capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "not running\n", "")
+
+
+@pytest.mark.parametrize("left", [None, "{"])
+def test_an_instance_that_shows_no_file_is_not_denied(start: Start, left: str | None) -> None:
+    running = start()
+    running.until_phase()
+    file = running.home / "run" / "sidecar.json"
+    file.unlink()
+    if left:
+        file.write_text(left)
+    status, stop = running.role("status", "--json"), running.role("stop")
+    assert (status.returncode, status.stdout) == (4, "null\n")
+    assert stop.returncode == 1 and "not running" not in stop.stdout
+    for done in (status, stop):
+        assert "sidecar.lock" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_stop_ends_a_supervisor_that_is_frozen(start: Start) -> None:

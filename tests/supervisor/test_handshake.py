@@ -46,7 +46,7 @@ def make(**changes: Any) -> Handshake:
 
 FULL = make(
     server=Process(3, 4.0),
-    progress=Progress("minilm", 1, None, "bytes"),
+    progress=Progress("minilm", 1, None, "bytes", 2.5, 4.0),
     last_exit=LastExit(None, "SIGKILL", 1.0, 'tail "\n'),
     device="cpu",
     device_reason="no GPU",
@@ -57,7 +57,7 @@ def test_schema_is_valid_and_names_exactly_our_members() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     names = [field.name for field in dataclasses.fields(Handshake)]
     running, before = (SCHEMA["$defs"][name]["properties"] for name in ("running", "before_supervisor"))
-    assert {*SCHEMA["properties"], *running} == {*names, "error"}
+    assert {*SCHEMA["properties"], *running} == {*names, "error", "notice"}
     assert set(before) - {"phase"} == set(running)
     assert SCHEMA["required"] == names
     assert set(SCHEMA["properties"]["phase"]["enum"]) == PHASES

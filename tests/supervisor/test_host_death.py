@@ -1,4 +1,8 @@
-"""However the host dies, nothing of the tree is left 2 s later. `parent.py` and the stop, by real processes."""
+"""However the host dies, nothing of the tree is left. `parent.py` and the stop, by real processes.
+
+That it takes no longer than 2 s is measured over many deaths in e2e/test_crash.py: any single one may meet a machine
+that is busy.
+"""
 
 import signal
 import subprocess
@@ -20,7 +24,7 @@ from tests.supervisor.harness import (
     until_ready,
 )
 
-GONE_S = 2.0  # the promise: nothing is left so long after the host
+GONE_S = 15.0  # what has not noticed lives for a minute and more
 HOST = """
 import subprocess, sys, time
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)

@@ -8,7 +8,6 @@ import pytest
 from sidecar.errors import ConfigError
 from sidecar.supervisor.listener import listen
 from sidecar.supervisor.probe import Endpoint
-from tests.supervisor.harness import free_port
 
 
 def test_a_free_port_is_found_and_queues_clients() -> None:
@@ -34,9 +33,10 @@ def test_ipv6_loopback_and_its_url() -> None:
 
 
 def test_a_port_is_taken_again_right_after_its_connections_closed() -> None:
-    port = free_port()
+    port = 0
     for _ in range(2):
         with listen("127.0.0.1", port) as listener:
+            port = listener.getsockname()[1]
             client = socket.create_connection(("127.0.0.1", port), 1)
             accepted, _ = listener.accept()
             accepted.close()  # our side first: TIME_WAIT is ours

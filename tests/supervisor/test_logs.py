@@ -114,3 +114,16 @@ def test_a_line_without_end_is_cut_but_never_in_the_secret() -> None:
     assert SECRET not in text.replace(b"\n", b"")
     assert text.replace(b"\n", b"") == mask(line, SECRET)
     assert len(text.splitlines()) > 1
+
+
+def test_credentials_of_addresses_are_masked_in_log_and_tail(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(b"no proxy http://alice:hush@proxy:3128 \xff\nhalf a line ftp://alice:hu")
+        pipe.write(b"sh@host")
+    assert b"".join(read_blocks(reading, None)) == b"no proxy http://***@proxy:3128 \xff\nhalf a line ftp://***@host\n"
+    os.close(reading)
+    log = RotatingLog(tmp_path / "x.log", max_bytes=10_000, files=1)
+    log.note("cannot reach http://alice:hush@host")
+    log.close()
+    assert "hush" not in (tmp_path / "x.log").read_text()

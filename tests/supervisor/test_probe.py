@@ -76,20 +76,29 @@ def test_without_a_token_no_header() -> None:
 )
 def test_what_is_no_answer(answer: bytes, problem: str) -> None:
     with server(answer) as (endpoint, _):
-        assert problem in endpoint.ask_health(0.2)
+        assert problem in endpoint.ask_health(DEADLINE_S if answer else 0.2)
 
 
 def test_refused() -> None:
-    with server(GOOD) as (endpoint, _):
-        pass
-    assert "ConnectionRefusedError" in endpoint.ask_health(1.0)
+    with socket.socket() as held:  # bound and not listening: nobody else gets the port meanwhile
+        held.bind(("127.0.0.1", 0))
+        endpoint = Endpoint("127.0.0.1", held.getsockname()[1], "t0ken", "me")
+        assert "ConnectionRefusedError" in endpoint.ask_health(DEADLINE_S)
+
+
+class Patient(Endpoint):
+    """Asks for real, and waits for the answer longer than the thread's short interval."""
+
+    def ask_health(self, timeout_s: float) -> str:
+        return super().ask_health(DEADLINE_S)
 
 
 def test_the_thread_reports_the_first_answer_every_miss_and_the_return() -> None:
     bad = b"HTTP/1.0 500 no\r\n\r\n"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     with server(GOOD, GOOD, bad, bad, GOOD) as (endpoint, asked):
-        probe = ProbeThread(endpoint, 0.02, 7, events.put)
+        patient = Patient(endpoint.host, endpoint.port, endpoint.token, endpoint.instance_id)
+        probe = ProbeThread(patient, 0.02, 7, events.put)
         got = [events.get(timeout=DEADLINE_S) for _ in range(4)]
         probe.stop()
     assert [event.alive for event in got if isinstance(event, Probed)] == [True, False, False, True]

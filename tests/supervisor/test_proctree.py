@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from sidecar.supervisor import proctree, proctree_posix, proctree_windows
@@ -65,6 +66,8 @@ def spawn_group(listener: socket.socket) -> "tuple[proctree_posix.Tree, subproce
 def test_terminate_spares_who_ignores_it_and_kill_spares_nobody(listener: socket.socket) -> None:
     tree, leader, grandchild = spawn_group(listener)
     os.killpg(leader.pid, signal.SIGSTOP)  # so that SIGTERM stays pending and the leader alive
+    # A signal is sent before it is taken: until then SIGTERM, of the lower number, would be taken first.
+    until(lambda: psutil.Process(leader.pid).status() == psutil.STATUS_STOPPED, "it stands still")
     tree.terminate()
     assert is_running(leader.pid) and is_running(grandchild)
     tree.kill()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sidecar.errors import EXIT_BAD_CONFIG
+from sidecar.errors import EXIT_BAD_CONFIG, EXIT_PART_MISSING
 from sidecar.settings import Settings
 from sidecar.supervisor.restart import (
     EXIT_SLACK_S,
@@ -84,10 +84,14 @@ def test_the_last_delay_repeats_and_no_delays_means_none() -> None:
     assert isinstance(decision, Restart) and decision.delay_s == 0.0
 
 
-def test_bad_configuration_is_never_restarted() -> None:
-    decision = crash((), 0.0, code=EXIT_BAD_CONFIG, healthy_since=-1000.0)
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [(EXIT_BAD_CONFIG, "refused its configuration"), (EXIT_PART_MISSING, "part of the server is missing")],
+)
+def test_bad_configuration_and_missing_parts_are_never_restarted(code: int, why: str) -> None:
+    decision = crash((), 0.0, code=code, healthy_since=-1000.0)
     assert isinstance(decision, GiveUp)
-    assert decision.exit_code == EXIT_BAD_CONFIG
+    assert decision.exit_code == code and why in decision.reason
 
 
 @pytest.mark.parametrize("code", [0, 1, 127, None])

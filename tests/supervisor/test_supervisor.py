@@ -14,6 +14,7 @@ import psutil
 import pytest
 from jsonschema import Draft202012Validator
 
+from sidecar.errors import EXIT_BAD_CONFIG, EXIT_PART_MISSING
 from sidecar.supervisor.handshake import HandshakeFile, Process
 from tests.supervisor.conftest import Start
 from tests.supervisor.harness import (
@@ -150,19 +151,20 @@ def test_killed_servers_refuse_nobody_and_keep_the_port(start: Start) -> None:
 
 
 def test_a_request_waits_in_the_backlog_for_the_next_server(start: Start) -> None:
-    running = start(SIDECAR_RESTART_DELAYS="0.5")
+    running = start(SIDECAR_RESTART_DELAYS="2")  # long enough to be seen
     ready = running.until_phase()
     os.kill(server_pid(ready), signal.SIGKILL)
     restarting = running.until_phase("restarting", server=None)
-    assert ask(restarting, "GET", "/health")[0] == 200
+    assert ask(restarting, "GET", "/health", timeout_s=15.0)[0] == 200
 
 
-def test_bad_configuration_is_not_restarted(start: Start) -> None:
-    running = start("--events", standin="exit=78")
-    assert running.wait() == 78
+@pytest.mark.parametrize("code", [EXIT_BAD_CONFIG, EXIT_PART_MISSING])
+def test_bad_configuration_and_missing_parts_are_not_restarted(start: Start, code: int) -> None:
+    running = start("--events", standin=f"exit={code}")
+    assert running.wait() == code
     left = running.file.read()
     assert left is not None and left.phase == "failed" and left.server is None
-    assert left.last_exit is not None and left.last_exit.code == 78
+    assert left.last_exit is not None and left.last_exit.code == code
     assert running.phases()[-1] == "failed" and "restarting" not in running.phases()
     assert "told to end" in left.last_exit.stderr_tail and "told to end" in running.stderr()
 
@@ -187,10 +189,11 @@ def test_crash_loop_fails_with_evidence_and_the_next_start_replaces_it(start: St
 
 
 def test_healthy_time_clears_the_count(start: Start) -> None:
-    running = start(**INSTANT, SIDECAR_RESTART_RESET="0.3")
+    running = start("--events", **INSTANT, SIDECAR_RESTART_RESET="0.3")
     os.kill(server_pid(running.until_phase()), signal.SIGKILL)
-    until(lambda: (now := running.file.read()) and now.restarts.count == 1)
-    until(lambda: (now := running.file.read()) and now.phase == "ready" and now.restarts.count == 0)
+    # By the events, of which none is missed: the file may be two states further at the next look.
+    until(lambda: any(event["restarts"]["count"] == 1 for event in running.events))
+    until(lambda: running.events[-1]["phase"] == "ready" and running.events[-1]["restarts"]["count"] == 0)
 
 
 def test_a_server_that_cannot_be_started_at_all(tmp_path: Path) -> None:
@@ -210,7 +213,8 @@ def test_a_server_that_cannot_be_started_at_all(tmp_path: Path) -> None:
 
 
 def test_a_hung_server_is_killed_and_comes_back(start: Start) -> None:
-    running = start(**INSTANT, SIDECAR_PROBE_INTERVAL="0.1", SIDECAR_PROBE_MISSES="3")
+    # The interval is the probe's timeout, too: a sound server must answer within it, on a busy machine as well.
+    running = start(**INSTANT, SIDECAR_PROBE_INTERVAL="0.5", SIDECAR_PROBE_MISSES="3")
     ready = running.until_phase()
     until(lambda: ask(ready, "GET", "/health")[0] == 200)
     assert ask(ready, "POST", "/hang")[0] == 202
@@ -222,11 +226,13 @@ def test_a_hung_server_is_killed_and_comes_back(start: Start) -> None:
 
 def test_a_server_that_never_answers_gets_its_grace_and_no_more(start: Start) -> None:
     running = start(
-        "--events", standin="mute", SIDECAR_PROBE_INTERVAL="0.1", SIDECAR_STARTUP_GRACE="0.6", SIDECAR_RESTART_LIMIT="1"
+        "--events", standin="mute", SIDECAR_PROBE_INTERVAL="0.1", SIDECAR_STARTUP_GRACE="2", SIDECAR_RESTART_LIMIT="1"
     )
     assert running.wait() == 1
+    running.stderr()
+    # Its life is counted from its start, which is a little before it is told.
     lived_s = running.events[-1]["last_exit"]["at"] - running.events[0]["updated_at"]
-    assert 0.6 <= lived_s < 5
+    assert 1.0 <= lived_s < 10
 
 
 # Stopping
@@ -250,7 +256,7 @@ def test_a_stubborn_server_is_ended_by_the_next_rung(start: Start, standin: str)
     ended = "SIGKILL" if "ignore_term" in standin else "SIGTERM"
     assert f"ended: {ended}" in running.log()
     assert not is_running(server_pid(ready))
-    until(lambda: not is_running(grandchild), timeout_s=1)
+    until(lambda: not is_running(grandchild))
 
 
 def test_a_second_signal_skips_the_drain(start: Start) -> None:
@@ -267,7 +273,7 @@ def test_a_stop_between_two_servers_is_immediate(start: Start) -> None:
     os.kill(server_pid(running.until_phase()), signal.SIGKILL)
     running.until_phase("restarting", server=None)
     running.process.terminate()
-    assert running.wait(2) == 0
+    assert running.wait() == 0
     assert not running.file.path.exists()
 
 

@@ -1,9 +1,12 @@
 """A runtime without a model, for tests through real child processes: it misbehaves on command.
 
 `options.load` in the catalogue TOML misbehaves at load: "crash", "hang", "fail", "slow" (progress every 50 ms for
-`options.load_s`), "garbage" (writes onto the frame stream). In a text, `!crash`, `!hang`, `!fail`, `!print`,
-`!garbage`, `!oom`, `!child:S`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its
-batch runs.
+`options.load_s`), "garbage" (writes onto the frame stream), "fail_while:PATH" (while PATH exists; else slow),
+"until:PATH" (progress until PATH exists).
+`options.tally` names a file that gets a line at each load; `options.live_s` crashes the process that long after it,
+`options.dies_while` at every batch while that file exists. In a text, `!crash`, `!hang`, `!fail`, `!print`, `!garbage`,
+`!oom`, `!child:S`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its batch runs, and
+`!until:PATH` waits for PATH.
 """
 
 import os
@@ -11,11 +14,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from sidecar.catalogue.catalogue import ModelSpec
+from sidecar.catalogue.spec import ModelSpec
 from sidecar.runner.adapters import Report
 
 _COMMAND = re.compile(r"!(\w+)(?::(\S+))?")
@@ -24,7 +28,7 @@ _COMMAND = re.compile(r"!(\w+)(?::(\S+))?")
 class FakeAdapter:
     """Classifies by text length, so that answers differ and can be predicted."""
 
-    def __init__(self, spec: ModelSpec, threads: int) -> None:
+    def __init__(self, spec: ModelSpec, threads: int, device: str) -> None:
         self.device = "cpu"
         self.device_reason = "fake"
         self._spec = spec
@@ -33,19 +37,28 @@ class FakeAdapter:
     def load(self, report: Report) -> None:
         # Random, so that no page of it is shared or compressed away.
         self._eaten += [bytearray(os.urandom(1 << 20)) for _ in range(int(self._spec.options.get("ballast_mb", 0)))]
-        behaviour = self._spec.options.get("load", "ok")
-        if behaviour == "slow":
+        if tally := self._spec.options.get("tally"):
+            with open(tally, "a", encoding="utf-8") as file:
+                file.write(f"{os.getpid()}\n")
+        if live_s := self._spec.options.get("live_s"):
+            threading.Timer(live_s, self._misbehave, ("crash", "")).start()
+        behaviour, _, argument = self._spec.options.get("load", "ok").partition(":")
+        if behaviour not in ("ok", "slow", "until"):
+            self._misbehave(behaviour, argument)
+        if behaviour in ("slow", "fail_while", "until"):
             steps = max(1, int(self._spec.options.get("load_s", 1.0) / 0.05))
-            for step in range(steps):
-                report("weights", step, steps, "steps")
+            step = 0
+            while step < steps if behaviour != "until" else not os.path.exists(argument):
+                report("weights", step % steps, steps, "steps")
                 time.sleep(0.05)
-        elif behaviour != "ok":
-            self._misbehave(behaviour, "")
+                step += 1
 
     def labels(self, head: str) -> Sequence[str]:
         return self._spec.heads[head].labels
 
     def classify(self, texts: Sequence[Any], head: str) -> Any:
+        if os.path.exists(self._spec.options.get("dies_while", "")):
+            self._misbehave("crash", "")
         for text in texts:
             for command, argument in _COMMAND.findall(str(text)):
                 self._misbehave(command, argument)
@@ -64,7 +77,10 @@ class FakeAdapter:
             time.sleep(10)
         elif command == "hang":
             time.sleep(3600)
-        elif command == "fail":
+        elif command == "until":
+            while not os.path.exists(argument):
+                time.sleep(0.01)
+        elif command == "fail" or (command == "fail_while" and os.path.exists(argument)):
             raise ValueError("the fake model was told to fail")
         elif command == "oom":
             raise MemoryError("the fake model was told to run out of memory")
