@@ -104,7 +104,8 @@ def test_a_listener_who_goes_ends_a_sentence_in_its_middle(product: Product, hub
     connection = http.client.HTTPConnection("127.0.0.1", product.port, timeout=60)
     headers = {"Authorization": f"Bearer {product.token}", "Content-Type": "application/json"}
     connection.request("POST", "/tts/synthesize", json.dumps({"text": "Hi.", "model": MODEL, "speed": 0.5}), headers)
-    until(lambda: product.call("GET", f"/models/{MODEL}").json()["queue_size"] == 0, "the request to be taken")
+    under_way = f'sidecar_streams_open{{model="{MODEL}"}} 1'
+    until(lambda: under_way in product.call("GET", "/metrics").body.decode(), "the sentence to be begun")
     connection.close()
     refused = say(product, "Hi.", model=MODEL, voice="described", description="x" * 1500)
     assert refused.status == 422 and "at most 512 are read" in refused.json()["detail"]
