@@ -13,9 +13,12 @@ from tests.product import Product, write_fake
 
 STRICT = bool(os.environ.get("SIDECAR_TEST_STRICT"))
 
+# A shell starts its background jobs and `nohup` its command with one of them ignored, and children inherit it; tests
+# here are about those of a terminal.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell starts its background jobs so, and children inherit it; the tests are about those of a terminal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

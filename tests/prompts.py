@@ -3,12 +3,15 @@
 import gzip
 import re
 import threading
+from base64 import b64encode
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from sidecar.server.pcm import decode_wav, find_wav
+from tests.product import Product, cpu_s
+from tests.sound import RATE, pcm16
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 WORDS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -45,3 +48,16 @@ def load(prompt: Prompt) -> Any:
 def plain(text: str) -> str:
     """Lower case, letters and apostrophes only, for word error rates."""
     return " ".join(re.sub(r"[^a-z' ]+", " ", text.lower().replace("-", " ")).split())
+
+
+def hearing_s(product: Product, sound: Any) -> float:
+    """Processor time that recognising `sound` takes on this machine."""
+
+    def spent_s() -> float:
+        return sum(map(cpu_s, product.runners()))
+
+    assert product.call("POST", "/models/pocketsphinx-en-us/load", timeout_s=120).status == 200
+    before_s = spent_s()
+    body = {"audio": b64encode(pcm16(sound)).decode(), "sample_rate": RATE}
+    assert product.call("POST", "/asr/transcribe", body, timeout_s=120).status == 200
+    return spent_s() - before_s

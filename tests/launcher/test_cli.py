@@ -433,18 +433,19 @@ def test_starting_with_a_finished_environment_is_fast(installed: Place) -> None:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return float(used.ru_utime + used.ru_stime)
 
-    def best_ms(*arguments: str) -> float:
+    def best_s(*arguments: str) -> float:
         """Of a processor, which is not shared with whatever else this machine does."""
         times = []
         for _ in range(9):
             before_s = children_s()
             subprocess.run([installed.python, *arguments], env=installed.env, check=True, capture_output=True)
             times.append(children_s() - before_s)
-        return min(times) * 1000
+        return min(times)
 
     launcher_py = str(installed.folder / "launcher.py")
-    best_ms("-c", "pass")
-    assert best_ms(launcher_py, "install") - best_ms("-c", "pass") < 30  # aim 15; doubled for slow machines
+    best_s("-c", "pass")
+    bare_s = best_s("-c", "pass")
+    assert best_s(launcher_py, "install") < 3.5 * bare_s, "it takes about twice as long as a Python that does nothing"
 
 
 def test_logs_of_a_failed_installation_are_kept(place: Place) -> None:
