@@ -22,7 +22,7 @@ from sidecar.inference.fallback import by_best
 from sidecar.inference.internal import internal_slot
 from sidecar.inference.residency import Vram, expired
 from sidecar.inference.room import Room
-from sidecar.inference.slot import Gather, Publish, Slot, Unload, retire
+from sidecar.inference.slot import Gather, Publish, Slot, Unload
 from sidecar.inference.terms import Terms
 from sidecar.settings import Settings
 
@@ -54,7 +54,8 @@ class Pool:
         self._active: dict[str, str] = {}
         self._group: str | None = None
         self._upgrades: dict[str, asyncio.Task[None]] = {}
-        self._room = Room(self._slots, settings, vram)
+        self._retiring: set[Slot] = set()
+        self._room = Room(self._slots, self._retiring, settings, vram)
         self._tick: asyncio.Task[None] | None = None
         self._kept: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -123,7 +124,7 @@ class Pool:
         """It cannot answer any more: others take over, and it leaves memory once those are answered who came before."""
         self.forget(model_id)
         if slot := self._slots.pop(model_id, None):
-            self._keep(asyncio.get_running_loop().create_task(retire(slot)))
+            self._retire(slot)
 
     def refresh(self, capabilities: Iterable[str], tried: str | None = None) -> None:
         """Something became available or ran out of memory: bring the best usable model of each capability up, live."""
@@ -145,7 +146,8 @@ class Pool:
         else:
             old, self._active[capability] = self._active.get(capability), spec.id
             self._publish("upgrade", {"capability": capability, "from": old, "to": spec.id})
-        del self._upgrades[capability]
+        finally:
+            self._upgrades.pop(capability, None)
         self.refresh([capability], tried=spec.id)  # another one may have come meanwhile
 
     def _heard(self, event: str, data: dict[str, Any]) -> None:
@@ -259,7 +261,7 @@ class Pool:
             if slot.spec == spec:
                 slot.spec = spec  # read again, and the same
             else:
-                self._keep(asyncio.get_running_loop().create_task(retire(self._slots.pop(spec.id))))
+                self._retire(self._slots.pop(spec.id))
                 slot = None
         if slot is None:
             slot = self._slots[spec.id] = Slot(
@@ -283,7 +285,7 @@ class Pool:
         self._tick = self._tick or asyncio.get_running_loop().create_task(self._keep_house(), name="residency")
 
     def _all(self) -> list[Slot]:
-        return [*self._slots.values(), *self._internal]
+        return [*self._slots.values(), *self._retiring, *self._internal]
 
     def active_for(self, model_id: str) -> list[str]:
         """Capabilities that this model answers for now."""
@@ -351,11 +353,24 @@ class Pool:
                 self.refresh({name for slot in exhausted for name in slot.spec.capabilities})
             for model_id in self._room.surplus():
                 self._unload_soon(self._slots[model_id], "evicted")
-            resident = [slot for slot in self._all() if slot.resident]
+            resident = [slot for slot in self._all() if slot.resident and slot not in self._retiring]
             over = expired([slot.as_resident() for slot in resident], time.monotonic())
             for slot in resident:
                 if slot.spec.id in over:
                     self._unload_soon(slot, "idle")
+
+    def _retire(self, slot: Slot) -> None:
+        """Nobody new comes to it; it ends once those are answered who came before."""
+
+        async def retire() -> None:
+            try:
+                await slot.drained()
+                await slot.close()
+            finally:
+                self._retiring.discard(slot)
+
+        self._retiring.add(slot)
+        self._keep(asyncio.get_running_loop().create_task(retire()))
 
     def _unload_soon(self, slot: Slot, reason: Unload) -> None:
         self._keep(asyncio.get_running_loop().create_task(slot.unload(reason)))

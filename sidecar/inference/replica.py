@@ -217,6 +217,8 @@ class Replica:
 
     def _died(self, client: RunnerClient) -> None:
         self._accuse(client.suspects)
+        if client is not self.client:
+            return  # of one that was slow to end: its successor may be ready
         # Before the client fails its requests: their retries must wait for the next runner, not find this one.
         if self._ready.done() and not self._ready.cancelled() and not self._ready.exception():
             self._renew()

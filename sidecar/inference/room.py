@@ -3,7 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 
 import psutil
 
@@ -25,11 +26,16 @@ class Room:
     """Over `slots`, by id. Admits one at a time, in the order of asking, so that nobody starves."""
 
     def __init__(
-        self, slots: Mapping[str, Slot], settings: Settings, ask_vram: Callable[[], Awaitable[Vram]] | None
+        self,
+        slots: Mapping[str, Slot],
+        retiring: Collection[Slot],
+        settings: Settings,
+        ask_vram: Callable[[], Awaitable[Vram]] | None,
     ) -> None:
         self.budget_bytes = settings.memory_budget_bytes or int(psutil.virtual_memory().total * _BUDGET_SHARE)
         self._vram_budget_bytes = settings.vram_budget_bytes
         self._slots = slots
+        self._retiring = retiring
         self._ask_vram = ask_vram
         self._vram: Vram | None = None
         self._door = asyncio.Lock()
@@ -65,16 +71,22 @@ class Room:
     async def _try_admit(self, slot: Slot) -> bool:
         if slot.vram_need_bytes() and self._vram is None and self._ask_vram is not None:
             self._vram = await self._ask_vram()
-        others = [each for each in self._slots.values() if each.resident and each is not slot]
-        residents = [each.as_resident() for each in others]
+        others = {each.spec.id: each for each in self._slots.values() if each.resident and each is not slot}
+        residents = [each.as_resident() for each in others.values()]
+        # Those that retire answer whom they have, and leave by themselves: they are waited for, nobody can hasten them.
+        retiring = [each.as_resident() for each in self._retiring if each.resident]
+        residents += [
+            replace(each, model_id=f"retiring {each.model_id}", busy=True, pinned=False, group=None)
+            for each in retiring
+        ]
         plan = self._plan(residents, slot.size_bytes(), slot.spec.group, slot.vram_need_bytes())
-        await asyncio.gather(*(self._slots[model_id].unload("evicted") for model_id in plan.evict))
+        await asyncio.gather(*(others[model_id].unload("evicted") for model_id in plan.evict))
         if plan.fits:
             return True
-        since = {each.spec.id: each.ready_since for each in others if each.state == "ready"}
+        since = {name: each.ready_since for name, each in others.items() if each.state == "ready"}
         victim = preempt(plan.in_the_way, since, time.monotonic(), _QUANTUM_S)
         if victim is not None:
-            await self._slots[victim].unload("evicted")
+            await others[victim].unload("evicted")
         return False
 
     def _plan(self, residents: list[Resident], need_bytes: int, group: str | None, need_vram_bytes: int) -> Plan:

@@ -10,7 +10,7 @@ import psutil
 
 from sidecar import wire
 from sidecar.catalogue.spec import ModelSpec
-from sidecar.errors import OutOfMemoryError, ShuttingDownError, SidecarError
+from sidecar.errors import ModelLoadError, ModelUnavailableError, OutOfMemoryError, ShuttingDownError, SidecarError
 from sidecar.inference.batcher import Batcher
 from sidecar.inference.client import RunnerClient
 from sidecar.inference.replica import Breaker, Replica
@@ -74,13 +74,14 @@ class Slot:
             for _ in range(spec.replicas)
         ]
         self._admission: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._admitted = False
         self._last_bytes = self._last_vram_bytes = 0
         self._unloading = False
         self._gone = asyncio.Event()  # cleared while its runners end: whoever wants a new one waits for that
         self._gone.set()
         self._closing = False
-        self._state: State = "available"
+        self._announced: tuple[State, int] = ("available", 0)
 
     # State
 
@@ -92,7 +93,7 @@ class Slot:
             return "unloading"
         if "ready" in states:
             return "ready"
-        if "failed" in states:
+        if "failed" in states and "loading" not in states:
             return "failed"
         return "loading" if "loading" in states or self._admission is not None else "available"
 
@@ -124,7 +125,7 @@ class Slot:
     @property
     def failing(self) -> bool:
         """Whether its last load has failed, or its runners keep dying, and it is not ready to be tried."""
-        return any(replica.failures for replica in self._replicas) and self.state != "ready"
+        return all(replica.failures for replica in self._replicas) and self.state != "ready"
 
     @property
     def resting(self) -> bool:
@@ -216,9 +217,30 @@ class Slot:
         if self._admission is None:
             self._admission = asyncio.get_running_loop().create_task(self._admit(), name=f"admit-{self.spec.id}")
             self._announce()
-        await asyncio.shield(self._admission)
-        ready = [replica for replica in self._replicas if replica.state == "ready"]
-        return await min(ready or self._replicas, key=lambda replica: replica.load).ready()
+        admission = self._admission
+        try:
+            await asyncio.shield(admission)
+        except asyncio.CancelledError:
+            if not admission.cancelled():
+                raise
+            # Not whoever waits here was cancelled: the slot was closed under them.
+            raise ModelUnavailableError(f"{self.spec.id} was taken away before there was room for it") from None
+        failed: list[Replica] = []
+        while True:
+            best = self._best_replica(failed)
+            try:
+                return await best.ready()
+            except ModelLoadError:
+                failed.append(best)
+                if all(each in failed or each.state == "failed" for each in self._replicas):
+                    raise
+
+    def _best_replica(self, failed: list[Replica]) -> Replica:
+        """The least busy ready one, else one that may get ready."""
+        untried = [each for each in self._replicas if each not in failed]
+        ready = [each for each in untried if each.state == "ready"]
+        hopeful = [each for each in untried if each.state != "failed"]
+        return min(ready or hopeful or self._replicas, key=lambda each: each.load)
 
     async def try_again(self) -> None:
         """Load it although nobody waits for it; the breaker keeps count."""
@@ -237,10 +259,17 @@ class Slot:
             await asyncio.sleep(_LOOK_S)
 
     async def unload(self, reason: Unload = "asked") -> None:
-        """Let what is in flight land, end the runners, give the memory back. Queued requests load it again."""
+        """Let what is in flight land, end the runners, give the memory back. Queued requests load it again.
+
+        Once begun it goes on to its end, even if whoever waits for it is cancelled.
+        """
         if not self._admitted or self._unloading:
             return
         self._unloading = True
+        self._leaving = asyncio.get_running_loop().create_task(self._leave(reason), name=f"unload-{self.spec.id}")
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self, reason: Unload) -> None:
         try:
             self._announce()
             await asyncio.gather(self.batcher.hold(), self.streams.hold())
@@ -273,8 +302,9 @@ class Slot:
         """End the runners, whatever they do."""
         self.refuse()
         self.give_up()
-        if self._admission:
-            self._admission.cancel()
+        for task in (self._admission, self._leaving):
+            if task:
+                task.cancel()
         await asyncio.gather(*(replica.stop() for replica in self._replicas))
 
     def measure(self, limit_bytes: int) -> None:
@@ -332,20 +362,15 @@ class Slot:
         self._announce()
 
     def _announce(self) -> None:
-        state = self.state
-        if state != self._state:
-            self._state = state
+        # A replica that dies beside a ready one changes no state, and is news all the same.
+        now = (self.state, self.restarts)
+        if now != self._announced:
+            self._announced = now
             self._publish("model", self.describe())
 
     def _progressed(self, progress: wire.Progress) -> None:
         fields = {"item": progress.item, "done": progress.done, "total": progress.total, "unit": progress.unit}
         self._publish("progress", {"model": self.spec.id, **fields})
-
-
-async def retire(slot: Slot) -> None:
-    """End a slot that nobody new comes to, once those are answered who came before."""
-    await slot.drained()
-    await slot.close()
 
 
 def _stopping() -> ShuttingDownError:

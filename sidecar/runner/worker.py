@@ -210,7 +210,9 @@ class Work:
                 answer = self._answer(task)
                 self._close(task.id)
                 _send(answer)
-        except Exception as error:  # whatever a model raises becomes a value before it crosses the process border
+        except BaseException as error:
+            # Whatever a model raises becomes a value before it crosses the process border: the panics of libraries in
+            # Rust, too, which are no Exceptions. This thread has a place that others wait for.
             self._close(task.id)
             _send(_as_error(task.id, error))
 

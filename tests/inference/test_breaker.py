@@ -189,7 +189,7 @@ def test_a_runner_that_ends_again_and_again_has_failed_to_load(within: Callable[
         assert caught.value.retry_after_s and world.loads() == loads <= 6
 
     # It never lives long enough to answer.
-    within(test, more="live_s = 0.5\nbatch_s = 5.0")
+    within(test, more="live_s = 1.5\nbatch_s = 20.0")
 
 
 def test_the_next_best_answers_while_runners_of_the_best_keep_dying(

@@ -130,6 +130,18 @@ def test_one_bad_item_fails_alone(within: Callable[..., None]) -> None:
     within(test)
 
 
+def test_a_library_that_panics_takes_no_thread_along(within: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        await world.infer("warm")
+        pid = world.pid()
+        for _ in range(5):  # more than it has threads
+            with pytest.raises(InferenceError, match="told to panic"):
+                await world.infer("!panic")
+        assert await world.infer("still here") and world.pid() == pid
+
+    within(test, more="threads = 1", timeout_s=30.0)
+
+
 def test_a_hang_is_ended_and_the_others_are_answered(within: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         await world.infer("warm")

@@ -5,8 +5,8 @@
 "until:PATH" (progress until PATH exists).
 `options.tally` names a file that gets a line at each load; `options.live_s` crashes the process that long after it,
 `options.dies_while` at every batch while that file exists. In a text, `!crash`, `!hang`, `!fail`, `!print`, `!garbage`,
-`!oom`, `!child:S`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its batch runs, and
-`!until:PATH` waits for PATH.
+`!oom`, `!panic`, `!child:S`, `!eat:MIB`, `!once:PATH` (crashes only while PATH does not exist) misbehave when its batch
+runs, and `!until:PATH` waits for PATH.
 """
 
 import os
@@ -23,6 +23,10 @@ from sidecar.catalogue.spec import ModelSpec
 from sidecar.runner.adapters import Report
 
 _COMMAND = re.compile(r"!(\w+)(?::(\S+))?")
+
+
+class _PanicException(BaseException):
+    """What libraries in Rust raise: no Exception, on purpose of theirs."""
 
 
 class FakeAdapter:
@@ -82,6 +86,8 @@ class FakeAdapter:
                 time.sleep(0.01)
         elif command == "fail" or (command == "fail_while" and os.path.exists(argument)):
             raise ValueError("the fake model was told to fail")
+        elif command == "panic":
+            raise _PanicException("the fake library was told to panic")
         elif command == "oom":
             raise MemoryError("the fake model was told to run out of memory")
         elif command == "child":  # inherits our stderr and so holds its pipe open
