@@ -54,12 +54,16 @@ def difference(settings: Settings, first: Handshake) -> str:
     return " and ".join(parts)
 
 
-def mirror(settings: Settings, first: Handshake) -> int:
-    """Repeat the first one's changes as NDJSON until it or our stdin ends, or nobody reads. Returns the exit code."""
+def mirror(settings: Settings, first: Handshake, host_pid: int | None = None) -> int:
+    """Repeat the first one's changes as NDJSON until it, our stdin or the host ends, or nobody reads.
+
+    Returns the exit code.
+    """
     file = HandshakeFile(settings.handshake_path)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     parent.watch_stdin(events.put)
-    parent.watch_pid(first.supervisor.pid, events.put)
+    for pid in filter(None, (first.supervisor.pid, host_pid)):
+        parent.watch_pid(pid, events.put)
     seen: str | None = None
     try:
         while True:

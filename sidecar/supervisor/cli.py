@@ -57,7 +57,7 @@ def _supervise_or_attach(arguments: argparse.Namespace, command: Sequence[str] |
     if difference := attach.difference(settings, first):
         say(f"ml-sidecar: already running with {difference}; `stop` it first to change that")
     if arguments.events:
-        return attach.mirror(settings, first)
+        return attach.mirror(settings, first, arguments.watch_pid)
     with contextlib.suppress(OSError):
         write_event(first)
     return 0

@@ -114,7 +114,9 @@ class Handshake:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        # A path that is no UTF-8 has surrogates in it, which no file and no client could take.
+        return text.encode("utf-8", "replace").decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Handshake":

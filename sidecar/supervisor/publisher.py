@@ -13,6 +13,7 @@ from sidecar.supervisor.outbox import Outbox, say, write_all
 
 EVENTS_KEPT = 256  # of a host that does not read its pipe
 FLUSH_S = 0.5
+LAST_FLUSH_S = 5.0  # of a file that stays as evidence
 RETRY_S = 1.0  # a disk that was full may have room again
 
 
@@ -32,8 +33,8 @@ class Publisher:
             self._events.put(handshake)
 
     def close(self, *, remove: str | None) -> None:
-        """Flush, and remove the file of the instance `remove`."""
-        self._files.close(FLUSH_S)
+        """Flush, and remove the file of the instance `remove`; without one it stays, and is the last word."""
+        self._files.close(FLUSH_S if remove is not None else LAST_FLUSH_S)
         if remove is not None:
             with contextlib.suppress(OSError):
                 self.file.remove(remove)

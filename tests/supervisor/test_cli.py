@@ -77,6 +77,17 @@ def test_a_mirror_ends_with_its_own_host_and_leaves_the_first_alone(start: Start
     assert ask(ready, "GET", "/health")[0] == 200
 
 
+def test_a_mirror_ends_with_the_process_that_it_is_to_watch(start: Start) -> None:
+    ready = start().until_phase()
+    with subprocess.Popen(["sleep", "60"]) as host:
+        second = start("--events", "--watch-pid", str(host.pid))
+        until(lambda: second.events)
+        assert second.process.poll() is None
+        host.kill()
+    assert second.wait() == 0
+    assert ask(ready, "GET", "/health")[0] == 200
+
+
 def test_a_start_during_the_first_ones_stop_takes_over(start: Start) -> None:
     first = start(standin="ignore_stop", SIDECAR_DRAIN="60")
     old = first.until_phase()

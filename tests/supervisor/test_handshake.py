@@ -121,6 +121,13 @@ def test_file_is_private_and_leaves_no_temporary(tmp_path: Path) -> None:
     assert file.read() == make()
 
 
+def test_a_home_whose_name_is_no_text_can_be_told(tmp_path: Path) -> None:
+    file = HandshakeFile(tmp_path / "sidecar.json")
+    assert file.write(make(log_dir=os.fsdecode(b"/home/caf\xe9/logs")))
+    told = file.read()
+    assert told is not None and told.log_dir == "/home/caf?/logs"
+
+
 def test_a_leftover_temporary_of_the_same_pid_is_no_obstacle(tmp_path: Path) -> None:
     file = HandshakeFile(tmp_path / "sidecar.json")
     file.path.with_name(f"sidecar.json.{os.getpid()}.tmp").write_text("half")
