@@ -124,7 +124,7 @@ def _aims(rounds: Rounds, idle: dict[str, list[float]]) -> list[Aim]:
         bares = BARES[: 2 if clients == 1 else 3]
         rounds = zip(*(_rates(by_name, bare) for bare in bares), strict=True)
         best_bare = report.ratios(mine, [max(each) for each in rounds])
-        aims.append(Aim(f"{clients} clients: ours / best bare model", best_bare, 0.8, True))
+        aims.append(Aim(f"{clients} clients: ours / best bare model", best_bare, 0.9, True))
         for name, limit in ((LITSERVE_0, 1.25), (LITSERVE_10, 1.25), (MOSEC, 1.05)):
             label = f"{clients} clients: ours / {name}"
             aims.append(Aim(label, report.ratios(mine, _rates(by_name, name)), limit, True))

@@ -62,6 +62,12 @@ class VoiceNotFoundError(InputError):
     code = "voice_not_found"
 
 
+class NoTimingsError(InputError):
+    """This voice model does not tell when its words and phonemes are heard; the message names one that does."""
+
+    code = "timings_not_told"
+
+
 class PoisonInputError(InputError):
     """This very input has crashed its runner repeatedly and is refused without being tried."""
 

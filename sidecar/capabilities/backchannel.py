@@ -87,6 +87,11 @@ class Latencies:
         self._recent.append(took_ms)
         self._count += 1
 
+    def reset(self) -> None:
+        """As if nothing had been answered yet."""
+        self._recent.clear()
+        self._count = 0
+
     def summary(self) -> dict[str, float | None]:
         """All answers so far (`count`); of the last thousand the average, percentiles (nearest rank) and maximum."""
         ordered = sorted(self._recent)

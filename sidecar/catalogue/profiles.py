@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,6 +49,11 @@ class Profile(BaseModel):
     platforms: tuple[str, ...] | None = None
     internal: bool = False
 
+    def size(self, for_cpu: bool) -> str:
+        """Of the build for the CPU, where there is one and it is that which would be installed; for people."""
+        size_mb = self.cpu_size_mb if for_cpu and self.cpu_size_mb else self.size_mb
+        return f"{size_mb} MB" if size_mb < 1000 else f"{size_mb / 1000:.1f} GB"
+
 
 class Environment(NamedTuple):
     """A folder with a profile's packages; `lock_sha256` and `finished_at` are None while it is not finished."""
@@ -77,16 +83,18 @@ class Profiles:
     the CPU, one with CUDA) the newest.
     """
 
-    def __init__(self, folder: Path, environments: Path) -> None:
+    def __init__(self, folder: Path, environments: Path, for_cpu: bool = False) -> None:
         self._folder = folder
         self._environments = environments
+        self._for_cpu = for_cpu
         self.leaving: set[str] = set()
         """Being removed: no runner starts in them any more."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Profiles":
         own = settings.profiles_dir
-        return cls(own.expanduser().absolute() if own else BUILT_IN, settings.data_dir / "env")
+        folder = own.expanduser().absolute() if own else BUILT_IN
+        return cls(folder, settings.data_dir / "env", takes_cpu_builds(settings.device))
 
     def known(self) -> list[Profile]:
         """All that models may need, by name. Raises ConfigError naming file and field."""
@@ -116,9 +124,8 @@ class Profiles:
         return "installed" if name == OWN else self._look(name)[0]
 
     def reason(self, name: str) -> str:
-        """Why no runner can be started in it, for people."""
-        state = self.state(name)
-        return f"the profile {name!r} {_REASONS.get(state, 'is installed')}"
+        """Why no runner can be started in it, and how large it is, for people."""
+        return self._told(name, self.state(name))
 
     def python(self, name: str) -> Path:
         """The interpreter of its environment. Raises ProfileMissingError, whose message names the cure."""
@@ -126,7 +133,7 @@ class Profiles:
             return Path(sys.executable)
         state, environment = self._look(name)
         if environment is None:
-            raise ProfileMissingError(f"the profile {name!r} {_REASONS[state]} (cure: {cure(name)})")
+            raise ProfileMissingError(f"{self._told(name, state)} (cure: {cure(name)})")
         return environment.python
 
     def needed(self, spec: ModelSpec, device: str) -> str:
@@ -148,6 +155,13 @@ class Profiles:
             except OSError:
                 continue  # removed in this very moment
         return tuple(sorted(found))
+
+    def _told(self, name: str, state: State) -> str:
+        try:
+            size = f" ({self._read(self._folder / f'{name}.toml').size(self._for_cpu)})"
+        except ConfigError:  # told where it is asked for by itself
+            size = ""
+        return f"the profile {name!r}{size} {_REASONS.get(state, 'is installed')}"
 
     def _look(self, name: str) -> tuple[State, Environment | None]:
         if name in self.leaving:
@@ -194,6 +208,14 @@ class Profiles:
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
             raise ConfigError(f"profile {path}: {faults}") from None
+
+
+def takes_cpu_builds(device: str, devices: Path = Path("/dev"), wsl: Path = Path("/usr/lib/wsl/lib")) -> bool:
+    """Whether the launcher installs builds for the CPU here, which are for Linux alone; as its `wants_cuda`."""
+    if sys.platform != "linux" or device in ("cpu", "cuda"):
+        return sys.platform == "linux" and device == "cpu"
+    in_wsl = (devices / "dxg").exists() and (wsl / "libcuda.so.1").exists()
+    return not in_wsl and not any(re.fullmatch(r"nvidia\d+", path.name) for path in devices.glob("nvidia*"))
 
 
 def cure(name: str) -> str:

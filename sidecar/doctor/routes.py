@@ -12,8 +12,8 @@ from sidecar.settings import Settings
 NOBODY = "doctor-asks-for-nobody"
 # JSON that no route takes, so that nothing comes of it but a refusal.
 _FITS_NOWHERE: list[object] = []
-# Routes with a body that leave something behind: a session, another model in memory, a queue that is empty.
-_ACTS = re.compile(r"/(sessions|switch|preload|load|unload|reset|cancel|interrupt|analyze)\b")
+# Routes with a body that leave something behind: a session, another model in memory, another threshold.
+_ACTS = re.compile(r"/(sessions|threshold|switch|preload|load|unload|reset|cancel|interrupt|analyze)\b")
 
 
 def endpoints(client: Client, settings: Settings) -> Iterator[Finding]:

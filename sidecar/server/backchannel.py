@@ -20,7 +20,8 @@ class Threshold(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": Threshold.model_json_schema()}}}}
+_JSON = {"schema": Threshold.model_json_schema(), "example": {"threshold": 0.6}}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": _JSON}}}
 
 
 @router.get("/info", summary="The backchannel model that answers, its threshold and its latencies")

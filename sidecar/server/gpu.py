@@ -160,6 +160,10 @@ class Gpu:
             "devices": devices,
         }
 
+    def reset_peaks(self) -> None:
+        """The next reading is the highest so far."""
+        self._peaks.clear()
+
     def _described(self, index: int, device: Device) -> dict[str, Any]:
         key = f"{index} {device.name}"
         peak = self._peaks[key] = max(self._peaks.get(key, 0.0), device.utilization or 0.0)

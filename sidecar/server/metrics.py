@@ -4,7 +4,7 @@ Counting happens in plain numbers where things happen; Prometheus' objects are m
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from sidecar.server.downloads import Downloads
 
 
+class _Answered(NamedTuple):
+    """Requests answered, those among them that failed, and the time that all of them took."""
+
+    total: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
 class Metrics(Collector):
     """HTTP is counted here; what concerns models and downloads is read from the pool and the downloads."""
 
@@ -27,9 +35,7 @@ class Metrics(Collector):
         self._latency: dict[str, Histogram] = {}
         self._sources: list[Callable[[], Iterable[Metric]]] = []
         self.server_restarts = 0
-        self.total = 0
-        self.failed = 0
-        self.seconds = 0.0
+        self._answered = self._forgotten = _Answered()
         self.rate_limited = 0
         self.websockets = 0
         """WebSocket connections open now."""
@@ -42,9 +48,8 @@ class Metrics(Collector):
         if latency is None:
             latency = self._latency[route] = Histogram()
         latency.observe(took_s)
-        self.total += 1
-        self.failed += status >= 500 or status == 0
-        self.seconds += took_s
+        total, failed, seconds = self._answered
+        self._answered = _Answered(total + 1, failed + (status >= 500 or status == 0), seconds + took_s)
 
     def watch(self, pool: "Pool", downloads: "Downloads") -> None:
         """Export their state as well."""
@@ -56,14 +61,19 @@ class Metrics(Collector):
         registry.register(self)
         return bytes(generate_latest(registry))
 
+    def reset_summary(self) -> None:
+        """The summary begins anew; Prometheus' counters go on, as they may never fall."""
+        self._forgotten = self._answered
+
     def summary(self, queue_size: int) -> dict[str, float]:
-        """The JSON form; times in seconds."""
+        """The JSON form, of the requests since `reset_summary`; times in seconds."""
+        total, failed, seconds = (now - then for now, then in zip(self._answered, self._forgotten, strict=True))
         return {
-            "total_requests": self.total,
-            "completed_requests": self.total - self.failed,
-            "failed_requests": self.failed,
+            "total_requests": total,
+            "completed_requests": total - failed,
+            "failed_requests": failed,
             "queue_size": queue_size,
-            "average_processing_time": self.seconds / self.total if self.total else 0.0,
+            "average_processing_time": seconds / total if total else 0.0,
             "active_websocket_connections": self.websockets,
         }
 

@@ -37,7 +37,9 @@ class Stay(BaseModel):
     keep_alive: KeepAlive = None
 
 
-_BODY = {"requestBody": {"content": {"application/json": {"schema": DownloadRequest.model_json_schema()}}}}
+_JSON = {"schema": DownloadRequest.model_json_schema(), "example": {"accept_licence": True}}
+_BODY = {"requestBody": {"content": {"application/json": _JSON}}}
+_STAY = {"requestBody": {"content": {"application/json": {"example": {"keep_alive": "10m"}}}}}
 
 
 def describe(state: ServerState, spec: ModelSpec) -> dict[str, Any]:
@@ -134,7 +136,7 @@ async def cancel_download(request: Request, model_id: str) -> dict[str, Any]:
     return describe(state, spec)
 
 
-@router.post("/models/{model_id}/load", summary="Load it; answers when it is ready")
+@router.post("/models/{model_id}/load", summary="Load it; answers when it is ready", openapi_extra=_STAY)
 async def load_model(request: Request, model_id: str, wish: Stay | None = None) -> dict[str, Any]:
     state = state_of(request)
     spec = state.catalogue.usable(model_id)

@@ -47,6 +47,7 @@ STATUS = {
     "invalid_input": 422,
     "poison_input": 422,
     "voice_not_found": 422,
+    "timings_not_told": 422,
     "inference_failed": 500,
     "internal_error": 500,
     "config_invalid": 500,

@@ -23,7 +23,8 @@ class InstallRequest(BaseModel):
     accept_licence: bool = False
 
 
-_BODY = {"requestBody": {"content": {"application/json": {"schema": InstallRequest.model_json_schema()}}}}
+_JSON = {"schema": InstallRequest.model_json_schema(), "example": {"accept_licence": True}}
+_BODY = {"requestBody": {"content": {"application/json": _JSON}}}
 
 
 def describe(state: ServerState, profile: Profile) -> dict[str, Any]:

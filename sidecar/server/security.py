@@ -39,6 +39,11 @@ _UNLIMITED_PATHS = frozenset(
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _CORS_METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
 _CORS_HEADERS = b"Authorization, Content-Type, X-Request-ID"
+# What a preflight may ask for: names, but never "*". OpenAI's client sends a dozen headers of its own (x-stainless-…).
+_HEADER_NAMES = re.compile(rb"[A-Za-z0-9_-]+(?:[ \t]*,[ \t]*[A-Za-z0-9_-]+)*")
+_MAX_HEADER_NAMES = 2048
+"""Bytes."""
+_EXPOSED = b"X-Request-ID, X-Sample-Rate, X-Model, X-Voice, Retry-After"
 
 
 def allowed_hosts(port: int) -> frozenset[bytes]:
@@ -160,7 +165,7 @@ class Gate:
             if refusal is not None:
                 await self._refuse(refusal, headers, scope, receive, tagged_send)
             elif scope["method"] == "OPTIONS" and headers.origin is not None:
-                await _preflight()(scope, receive, tagged_send)
+                await _preflight(scope)(scope, receive, tagged_send)
             else:
                 await self._app(scope, self._guarded(scope, headers, receive), tagged_send)
         finally:
@@ -267,7 +272,7 @@ class Gate:
             return []
         return [
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"X-Request-ID, X-Sample-Rate, Retry-After"),
+            (b"access-control-expose-headers", _EXPOSED),
             (b"vary", b"Origin"),
         ]
 
@@ -276,10 +281,13 @@ def _offers_any(offered: Iterable[bytes]) -> bool:
     return any(protocol.startswith(SUBPROTOCOL) for protocol in offered)
 
 
-def _preflight() -> Response:
+def _preflight(scope: Scope) -> Response:
+    """Of an origin that is allowed: the gate has looked."""
+    asked = next((value for name, value in scope["headers"] if name == b"access-control-request-headers"), b"")
+    sound = len(asked) <= _MAX_HEADER_NAMES and _HEADER_NAMES.fullmatch(asked)
     headers = {
         "access-control-allow-methods": _CORS_METHODS.decode(),
-        "access-control-allow-headers": _CORS_HEADERS.decode(),
+        "access-control-allow-headers": (asked if sound else _CORS_HEADERS).decode(),
         "access-control-max-age": "600",
         # Chromium's private network access: the page asks before it talks to loopback.
         "access-control-allow-private-network": "true",

@@ -209,6 +209,10 @@ class ServerState:
         elif data.get("state") in _ENDS:
             self._tell("phase", phase=phase, progress=None)
 
+    def describe_phase(self) -> dict[str, Any]:
+        """For /events. `restarts` are the server's: whoever listened to the one before has seen the stream end."""
+        return {"phase": self.phase, "restarts": self.metrics.server_restarts}
+
     def refresh(self) -> None:
         """Announce the phase if it has changed."""
         phase = {"starting": "loading", "healthy": "ready", "degraded": "degraded"}[self.status()]
@@ -216,7 +220,7 @@ class ServerState:
             self.phase = phase
             device, reason = self.device()
             self._tell("phase", phase=phase, progress=None, device=device, device_reason=reason)
-            self.hub.publish("phase", {"phase": phase})
+            self.hub.publish("phase", self.describe_phase())
 
     def arrived(self, spec: ModelSpec) -> None:
         """A download is complete: whatever it is best for, it takes over."""
@@ -300,7 +304,7 @@ class ServerState:
         self.stopping = True
         self.phase = "stopping"
         self.pool.refuse()
-        self.hub.publish("phase", {"phase": "stopping"})
+        self.hub.publish("phase", self.describe_phase())
         self.hub.close()
 
 

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from contextlib import aclosing
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
@@ -17,7 +17,7 @@ from sidecar.capabilities import BY_NAME
 from sidecar.capabilities.tts import Order, Piece, SpeechRequest, SpeechResponse
 from sidecar.catalogue.spec import ModelSpec
 from sidecar.catalogue.voices import Voice, has_voice, voice_for, voices_of
-from sidecar.errors import DiskFullError, InputError, SidecarError, VoiceNotFoundError
+from sidecar.errors import DiskFullError, InputError, NoTimingsError, SidecarError, VoiceNotFoundError
 from sidecar.inference.fallback import by_best
 from sidecar.inference.residency import parse_keep_alive
 from sidecar.server.body import read_json
@@ -109,10 +109,18 @@ async def synthesize(request: Request, timings: Timings | None = None) -> Respon
 
 async def begin(state: ServerState, request: SpeechRequest, timings: bool = False) -> Voiced:
     """Choose model and voice and wait for the first audio, so that what goes wrong still becomes an error's answer."""
-    return await by_best(
-        lambda: choose(state, request.model, request.voice, request.language),
-        lambda chosen: _begin(state, request, *chosen, timings),
-    )
+    named = request.model is not None or request.voice is not None
+    untimed: list[ModelSpec] = []
+
+    async def use(chosen: tuple[ModelSpec, str | None]) -> Voiced:
+        try:
+            return await _begin(state, request, *chosen, timings)
+        except NoTimingsError:
+            if not named:  # whoever named one is told, and not answered by another
+                untimed.append(chosen[0])
+            raise
+
+    return await by_best(lambda: choose(state, request.model, request.voice, request.language, untimed), use)
 
 
 async def _begin(
@@ -134,14 +142,20 @@ async def _begin(
 
 
 def choose(
-    state: ServerState, model: str | None, voice: str | None, language: str | None
+    state: ServerState,
+    model: str | None,
+    voice: str | None,
+    language: str | None,
+    last: Collection[ModelSpec] = (),
 ) -> tuple[ModelSpec, str | None]:
-    """The model and voice that answer: of the pinned model, else of the best one that has what is asked for.
+    """The model and voice that answer: of the pinned model, else of the best one that has what is asked for. Those of
+    `last` come after all others.
 
     Raises ModelNotFoundError, ModelUnavailableError, VoiceNotFoundError.
     """
     best = state.pool.resolve("tts", model)
     candidates = [best] if model is not None else [best, *state.pool.usable("tts")]
+    candidates.sort(key=lambda spec: spec in last)
     if voice is not None:
         for spec in candidates:
             if has_voice(spec, voice):
@@ -153,8 +167,8 @@ def choose(
             if found := voice_for(spec, language):
                 return spec, found
         raise VoiceNotFoundError(f"no voice for language {language[:64]!r} of {_names(candidates)} (GET /tts/voices)")
-    own = voices_of(best)
-    return best, own[0].id if own else None
+    own = voices_of(candidates[0])
+    return candidates[0], own[0].id if own else None
 
 
 def _names(specs: list[ModelSpec]) -> str:

@@ -8,8 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from sidecar import __version__
+from sidecar.capabilities.backchannel import BACKCHANNEL
 from sidecar.server.gpu import absence
 from sidecar.server.state import state_of
+from sidecar.server.transcription import SSE
 
 router = APIRouter(tags=["system"])
 
@@ -65,7 +67,12 @@ async def gpu_stats(request: Request) -> dict[str, Any]:
     return await state_of(request).gpu.stats()
 
 
-@router.get("/metrics", summary="Prometheus text, or a JSON summary for Accept: application/json")
+@router.get(
+    "/metrics",
+    summary="Prometheus text, or a JSON summary for Accept: application/json",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {}, "application/json": {}}}},
+)
 async def metrics(request: Request) -> Response:
     state = state_of(request)
     if "application/json" in request.headers.get("accept", ""):
@@ -77,17 +84,35 @@ async def metrics(request: Request) -> Response:
     return PlainTextResponse(state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/events", summary="Server-sent events: phase, model states, progress")
+@router.get(
+    "/events",
+    summary="Server-sent events: phase, model states, progress, restarts",
+    response_class=Response,
+    responses={200: {"content": {SSE: {"schema": {"type": "string"}}}}},
+)
 async def events(request: Request) -> StreamingResponse:
     state = state_of(request)
 
     def present() -> list[tuple[str, dict[str, Any]]]:
         models = [("model", slot.describe()) for slot in state.pool.slots()]
-        return [("phase", {"phase": state.phase, "status": state.status()}), *models]
+        return [("phase", {**state.describe_phase(), "status": state.status()}), *models]
 
-    return StreamingResponse(
-        state.hub.stream(present), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-    )
+    return StreamingResponse(state.hub.stream(present), media_type=SSE, headers={"Cache-Control": "no-cache"})
+
+
+@router.post("/reset", summary="Begin the figures of /metrics as JSON anew, peaks and latencies, too")
+async def reset(request: Request) -> dict[str, str]:
+    """Requests, failures and average time of the JSON summary of `/metrics` begin anew (this request is the first that
+    they count), and so do `peak_utilization` of `/api/gpu_stats` and `latency` of `/api/v1/model/info`.
+
+    All else stays: Prometheus' counters, queues and requests under way, models in memory, breakers, and settings such
+    as the backchannel's threshold.
+    """
+    state = state_of(request)
+    state.metrics.reset_summary()
+    state.gpu.reset_peaks()
+    BACKCHANNEL.latencies.reset()
+    return {"status": "reset", "timestamp": _now()}
 
 
 @router.post("/shutdown", status_code=202, summary="Stop the sidecar, all of it")

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
 from sidecar.catalogue.catalogue import Catalogue
-from sidecar.catalogue.profiles import BUILT_IN, Profiles
+from sidecar.catalogue.profiles import BUILT_IN, Profiles, takes_cpu_builds
 from sidecar.catalogue.spec import ModelSpec
 from sidecar.errors import ConfigError, ModelUnavailableError, ProfileMissingError, ProfileNotFoundError
 from sidecar.process import ENVIRONMENT_PYTHON
 from sidecar.settings import Settings
-from tests.product import write_fake
+from tests.product import ROOT, write_fake
 
 LOCK = "tiny==1.0 \\\n    --hash=sha256:0\n"
 
@@ -119,11 +120,44 @@ def test_the_catalogue_says_what_the_profile_lacks(profiles: Profiles, tmp_path:
     write_fake(tmp_path / "catalogue", more='profile = "extra"')
     catalogue = Catalogue([tmp_path / "catalogue"], profiles=profiles.installed, missing=profiles.reason)
     make(tmp_path, finished_at=None)
-    with pytest.raises(ModelUnavailableError, match=r"not finished.*python3 launcher\.py install --with extra"):
+    with pytest.raises(
+        ModelUnavailableError, match=r"'extra' \(1 MB\) has .* not finished.*python3 launcher\.py install --with extra"
+    ):
         catalogue.usable("fake")
     make(tmp_path, "extra-000000000001")
     catalogue.refresh()
     assert catalogue.usable("fake").profile == "extra"
+
+
+def test_how_large_it_is_is_told_of_the_build_that_would_be_installed(tmp_path: Path) -> None:
+    for for_cpu, size in ((True, "1.3 GB"), (False, "5.2 GB")):
+        profiles = Profiles(BUILT_IN, tmp_path, for_cpu)
+        assert profiles.reason("torch") == f"the profile 'torch' ({size}) is not installed"
+        with pytest.raises(ProfileMissingError, match=rf"\({size}\) is not installed \(cure: .*--with torch"):
+            profiles.python("torch")
+    assert Profiles(BUILT_IN, tmp_path, True).reason("bfa") == Profiles(BUILT_IN, tmp_path).reason("bfa")
+    assert Profiles(tmp_path, tmp_path).reason("gone") == "the profile 'gone' is not installed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no builds for the CPU")
+def test_builds_for_the_cpu_are_taken_where_the_launcher_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, wsl = tmp_path / "dev", tmp_path / "wsl"
+    devices.mkdir()
+    (devices / "nvidiactl").touch()
+    assert takes_cpu_builds("auto", devices, wsl)
+    (devices / "nvidia0").touch()
+    assert not takes_cpu_builds("auto", devices, wsl) and takes_cpu_builds("cpu", devices, wsl)
+    assert not takes_cpu_builds("cuda", tmp_path, wsl)
+    wsl.mkdir()
+    (wsl / "libcuda.so.1").touch()
+    (tmp_path / "dxg").touch()
+    assert not takes_cpu_builds("auto", tmp_path, wsl)
+    wants_cuda = runpy.run_path(str(ROOT / "launcher.py"))["wants_cuda"]
+    for device in ("auto", "cpu", "cuda"):
+        monkeypatch.setenv("SIDECAR_DEVICE", device)
+        assert takes_cpu_builds(device) is not wants_cuda()
 
 
 def test_the_users_folders_are_read(tmp_path: Path) -> None:

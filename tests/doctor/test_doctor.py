@@ -38,6 +38,7 @@ def levels(found: dict[str, Any], test: str) -> dict[str, str]:
 
 
 def test_a_good_instance_has_no_failures(product: Product) -> None:
+    threshold = product.call("GET", "/api/v1/model/info").json()["threshold"]
     done = doctor(product.home, "--json")
     found = report(done)
     assert done.returncode == 0, [each for each in found["findings"] if each["level"] == "fail"]
@@ -48,6 +49,9 @@ def test_a_good_instance_has_no_failures(product: Product) -> None:
     paths = product.call("GET", "/openapi.json").json()["paths"]
     operations = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     assert set(levels(found, "endpoints")) == operations
+    [reset] = [each["detail"] for each in found["findings"] if each["what"] == "POST /reset"]
+    assert reset == "is there (not called)"
+    assert product.call("GET", "/api/v1/model/info").json()["threshold"] == threshold
     refusals = levels(found, "errors")
     assert {"bad JSON", "no token", "a body too large", "a foreign Host"} <= set(refusals)
     assert set(refusals.values()) == {"ok"}

@@ -107,6 +107,10 @@ def test_two_gpus_and_the_peak(driver: Callable[..., Product]) -> None:
     # Health asked for no further reading: the next one is the fifth.
     health(product)
     assert stats(product)["devices"]["cuda:0"]["utilization"] == 30.0
+    assert product.call("POST", "/reset").status == 200
+    assert [stats(product)["peak_utilization"] for _ in range(2)] == [90.0, 90.0]
+    assert product.call("POST", "/reset").status == 200
+    assert stats(product)["peak_utilization"] == 10.0, "of the readings since"
 
 
 def test_memory_by_process_for_residency(driver: Callable[..., Product], tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.product import Product
+from tests.product import Answer, Product
 
 GOOD_ORIGIN = "tauri://localhost"
+_OF_OPENAI = ("arch", "lang", "os", "package-version", "retry-count", "runtime", "runtime-version", "timeout")
+STAINLESS = ",".join(["authorization", "content-type", *(f"x-stainless-{name}" for name in _OF_OPENAI)])
+"""What a browser asks for on behalf of OpenAI's npm client."""
 
 
 def auth(product: Product, **more: str) -> dict[str, str]:
@@ -77,6 +80,23 @@ def test_desktop_origins_are_let_in_with_cors(product: Product, origin: str) -> 
     # An error must be readable to the page as well.
     refused = product.call("GET", "/health", headers={"Origin": origin})
     assert refused.status == 401 and refused.headers["access-control-allow-origin"] == origin
+
+
+def test_a_preflight_lets_the_headers_of_openais_client_through(product: Product) -> None:
+    def preflight(origin: str, asked: str) -> Answer:
+        wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+        return product.call("OPTIONS", "/v1/audio/speech", headers={"Origin": origin, **wanted})
+
+    answer = preflight(GOOD_ORIGIN, STAINLESS)
+    assert answer.status == 204 and answer.headers["access-control-allow-headers"] == STAINLESS
+    fixed = "Authorization, Content-Type, X-Request-ID"
+    for nonsense in ("", "*", "a b", "x-a,,x-b", "x-a, *", "x" * 2049, "x-" + "é", "x,x" * 700):
+        assert preflight(GOOD_ORIGIN, nonsense).headers["access-control-allow-headers"] == fixed, nonsense[:20]
+    foreign = preflight("https://evil.example", STAINLESS)
+    assert foreign.status == 403 and not [name for name in foreign.headers if name.startswith("access-control-")]
+    spoken = product.call("POST", "/v1/audio/speech", {"input": "Hi."}, auth(product, Origin=GOOD_ORIGIN))
+    exposed = {name.strip().lower() for name in spoken.headers["access-control-expose-headers"].split(",")}
+    assert {"x-model", "x-voice", "x-sample-rate"} <= exposed and spoken.headers["x-model"] == "espeak-ng"
 
 
 def test_registered_origins_are_let_in(launch: Callable[..., Product]) -> None:

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from tests.product import Answer, Product, cpu_s, idle, until
+from tests.voices import piper_files, without_durations, write
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all."
 WORDS_2000 = " ".join(f"Sentence {number} says that the quick brown fox jumps over it." for number in range(182))
@@ -153,6 +154,34 @@ def test_times_of_words_and_phonemes(product: Product) -> None:
     gap = audio[int((there["end_ms"] + 60) * rate) : int((following["start_ms"] - 20) * rate)]
     word = audio[int(following["start_ms"] * rate) : int(following["end_ms"] * rate)]
     assert len(gap) > 1000 and np.abs(gap).max() < np.abs(word).max() / 20
+
+
+def test_times_come_from_the_next_voice_where_the_best_tells_none(
+    launch: Callable[..., Product], tmp_path: Path
+) -> None:
+    folder = tmp_path / "catalogue"
+    write(folder / "tiny", files := without_durations(piper_files()))
+    entry = 'title = "t"\ncapabilities = ["tts"]\nruntime = "piper"\nlicence = "MIT"\nlanguages = ["en-US"]\n'
+    paths = ", ".join(f'{{ path = "{path}" }}' for path in files)
+    for name, preference in (("mute", 70), ("dumb", 60)):
+        text = f'id = "{name}"\n{entry}preference = {preference}\nfiles = [{paths}]\n[source]\npath = "tiny"\n'
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    product = launch(SIDECAR_CATALOGUE=str(folder), SIDECAR_PRELOAD="vad")
+    assert synthesize(product, "Hi.").headers["x-model"] == "mute"
+
+    def timed(**options: Any) -> Answer:
+        return product.call("POST", "/tts/synthesize?timings=phonemes", {"text": "Hello there.", **options})
+
+    for options in ({}, {"language": "en-US"}):
+        spoken = timed(**options)
+        assert spoken.status == 200, spoken.body
+        told = spoken.json()
+        assert told["model"] == "espeak-ng" and [word["word"] for word in told["words"]] == ["Hello", "there"]
+    for options in ({"model": "mute"}, {"model": "dumb"}, {"voice": "en_US-tiny-medium"}):
+        refused = timed(**options)
+        assert refused.status == 422 and refused.json()["code"] == "timings_not_told", refused.body
+        assert "espeak-ng does" in refused.json()["detail"]
+    assert synthesize(product, "Hi.").headers["x-model"] == "mute", "only the times are another's"
 
 
 def test_times_can_be_streamed_line_by_line(product: Product) -> None:

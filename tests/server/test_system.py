@@ -64,6 +64,33 @@ def test_metrics_in_both_forms(product: Product) -> None:
     assert summary["average_processing_time"] > 0
 
 
+def test_reset_begins_the_summary_anew_and_stops_nothing(launch_fake: Callable[..., Product], tmp_path: Path) -> None:
+    # No probe of the supervisor is counted, so that the figures are exact.
+    product = launch_fake(timeout_s=60.0, max_items=1, env={"SIDECAR_PROBE_INTERVAL": "600"})
+    accept = {"Authorization": f"Bearer {product.token}", "Accept": "application/json"}
+    for _ in range(3):
+        assert product.call("POST", "/api/v1/predict", {"utterance": "mm-hm"}).status == 200
+    assert product.call("GET", "/metrics", headers=accept).json()["completed_requests"] >= 3
+    assert product.call("GET", "/api/v1/model/info").json()["latency"]["count"] == 3
+    assert product.call("PUT", "/api/v1/model/threshold", {"threshold": 0.7}).status == 200
+    assert product.call("POST", "/reset", headers={}).status == 401
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(product.emotion, f"!until:{tmp_path}/go") for _ in range(3)]
+        until(lambda: product.call("GET", "/health").json()["queue_size"] == 1, "two under way, one behind them")
+        answer = product.call("POST", "/reset")
+        assert answer.status == 200 and answer.json()["status"] == "reset"
+        summary = product.call("GET", "/metrics", headers=accept).json()
+        (tmp_path / "go").touch()
+        assert [each.result().status for each in asked] == [200, 200, 200]
+    assert summary["total_requests"] == summary["completed_requests"] == 1, "the reset itself"
+    assert summary["failed_requests"] == 0 and 0 < summary["average_processing_time"] < 1
+    assert summary["queue_size"] == 1
+    info = product.call("GET", "/api/v1/model/info").json()
+    assert info["latency"]["count"] == 0 and info["latency"]["p50_ms"] is None and info["threshold"] == 0.7
+    text = product.call("GET", "/metrics").body.decode()
+    assert 'sidecar_http_requests_total{route="/api/v1/predict",status="200"} 3.0' in text, "counters never fall"
+
+
 def test_unknown_paths_make_no_new_metric(product: Product) -> None:
     for number in range(5):
         product.call("GET", f"/nothing-{number}")
@@ -86,7 +113,7 @@ def test_events_stream_state_then_changes(launch_fake: Callable[..., Product]) -
                 return name, json.loads(line[6:])
         return event()
 
-    assert event() == ("phase", {"phase": "ready", "status": "healthy"})
+    assert event() == ("phase", {"phase": "ready", "restarts": 0, "status": "healthy"})
     present = [event()]
     while present[-1][1]["id"] != "fake":
         present.append(event())
@@ -95,7 +122,7 @@ def test_events_stream_state_then_changes(launch_fake: Callable[..., Product]) -
     assert runner is not None
     runner.kill()
     seen = [event()]
-    while seen[-1] != ("phase", {"phase": "ready"}):
+    while seen[-1] != ("phase", {"phase": "ready", "restarts": 0}):
         seen.append(event())
     assert [data["state"] for name, data in seen if name == "model" and data["id"] == "fake"] == ["loading", "ready"]
     connection.close()

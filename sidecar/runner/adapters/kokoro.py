@@ -16,7 +16,7 @@ import numpy as np
 from sidecar.capabilities.tts import Delivery, Speech
 from sidecar.catalogue.spec import ModelSpec
 from sidecar.catalogue.voices import blend
-from sidecar.errors import InputError
+from sidecar.errors import InputError, NoTimingsError
 from sidecar.runner import prosody
 from sidecar.runner.adapters import BaseAdapter, Report
 from sidecar.runner.alphabet import TIE, kokoro_name, kokoro_symbols
@@ -84,7 +84,7 @@ class KokoroAdapter(BaseAdapter):
         self, sentence: str, voice: str | None, delivery: Delivery, *, pause: bool, timings: bool
     ) -> Iterator[Speech]:
         if timings and self._durations is None:
-            raise InputError(f"{self._spec.id} does not tell its timings; espeak-ng does")
+            raise NoTimingsError(f"{self._spec.id} does not tell its timings; espeak-ng does")
         voice = voice or self._voice
         style = self._style(voice)
         language = ESPEAK_VOICES[voice[0]]

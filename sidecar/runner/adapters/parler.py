@@ -10,7 +10,7 @@ import numpy as np
 from sidecar.capabilities.tts import Delivery, Speech
 from sidecar.catalogue.spec import ModelSpec
 from sidecar.catalogue.voices import DESCRIBED
-from sidecar.errors import InputError, ModelLoadError
+from sidecar.errors import InputError, ModelLoadError, NoTimingsError
 from sidecar.runner import prosody
 from sidecar.runner.adapters import Report
 from sidecar.runner.adapters.torch import TorchAdapter
@@ -73,7 +73,7 @@ class ParlerAdapter(TorchAdapter):
         self, sentence: str, voice: str | None, delivery: Delivery, *, pause: bool, timings: bool
     ) -> Iterator[Speech | None]:
         if timings:
-            raise InputError(f"{self._spec.id} does not tell its timings; espeak-ng does")
+            raise NoTimingsError(f"{self._spec.id} does not tell its timings; espeak-ng does")
         with self._naming_exhaustion():
             memory = self._memory(self.describe(voice, delivery))
         sounds = self.model.speech(memory, self._texts.encode(sentence).ids, delivery.seed)

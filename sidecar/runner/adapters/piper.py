@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sidecar.capabilities.tts import Delivery, Speech
-from sidecar.errors import InputError, ModelLoadError
+from sidecar.errors import InputError, ModelLoadError, NoTimingsError
 from sidecar.runner import prosody
 from sidecar.runner.adapters import BaseAdapter, Report
 from sidecar.runner.delivery import finished, native_speed, wordless
@@ -69,7 +69,7 @@ class PiperAdapter(BaseAdapter):
         self, sentence: str, voice: str | None, delivery: Delivery, *, pause: bool, timings: bool
     ) -> Iterator[Speech]:
         if timings and self._durations is None:
-            raise InputError(f"{self._spec.id} does not tell its timings; espeak-ng does")
+            raise NoTimingsError(f"{self._spec.id} does not tell its timings; espeak-ng does")
         transcript = self._transcript(sentence, timings)
         if is_wordless(transcript):
             yield wordless(self.sample_rate)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from starlette.responses import Response
 
 from sidecar.capabilities.asr import MAX_PROMPT, Segment, TranscriptionRequest, joined
+from sidecar.capabilities.base import KeepAlive
 from sidecar.capabilities.languages import LANGUAGES
 from sidecar.capabilities.recording import without_blanks
 from sidecar.errors import SidecarError
@@ -34,7 +35,7 @@ _Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
 class OpenAITranslationRequest(BaseModel):
-    """OpenAI's fields besides `file`, and two of ours, which clients send as `extra_body`."""
+    """OpenAI's fields besides `file`, and those of ours that clients send as `extra_body`."""
 
     model: str = "whisper-1"
     prompt: str | None = None
@@ -42,6 +43,7 @@ class OpenAITranslationRequest(BaseModel):
     temperature: float = Field(0.0, ge=0, le=1)
     vad_filter: bool = Field(True, description="leave out what is no speech")
     hotwords: str | None = Field(None, max_length=MAX_PROMPT, description="words that are likely to be said")
+    keep_alive: KeepAlive = None
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +60,7 @@ class OpenAITranslationRequest(BaseModel):
             temperature=self.temperature or None,
             vad_filter=self.vad_filter,
             hotwords=self.hotwords,
+            keep_alive=self.keep_alive,
             **more,
         )
 
@@ -82,7 +85,8 @@ def _documented(kind: type[BaseModel]) -> dict[str, Any]:
     schema = kind.model_json_schema()
     fields = {"file": {"type": "string", "format": "binary"}, **schema["properties"]}
     form = {**schema, "properties": fields, "required": ["file", "model"]}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+    example = {"file": "(the bytes of hello.wav)", "model": "whisper-1", "response_format": "verbose_json"}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form, "example": example}}}}
 
 
 @router.post(

@@ -140,7 +140,7 @@ def test_speed_pauses_and_several_sentences(run: Callable[..., Runner], tmp_path
 def test_what_cannot_be_is_an_error_and_the_next_is_answered(run: Callable[..., Runner], tmp_path: Path) -> None:
     runner = run(write_parler(tmp_path, longest=FOREVER))
     [timed] = spoken(runner, timings=True)
-    assert timed.code == "invalid_input" and "does not tell its timings" in timed.message
+    assert timed.code == "timings_not_told" and "does not tell its timings" in timed.message
     [unknown] = spoken(runner, voice="Gandalf")
     assert "no voice 'Gandalf'" in unknown.message
     [long] = spoken(runner, description="x" * 1500)
