@@ -9,6 +9,7 @@ from typing import Any, Literal
 import psutil
 
 from sidecar import wire
+from sidecar.catalogue.profiles import OWN
 from sidecar.catalogue.spec import ModelSpec
 from sidecar.errors import ModelLoadError, ModelUnavailableError, OutOfMemoryError, ShuttingDownError, SidecarError
 from sidecar.inference.batcher import Batcher
@@ -64,6 +65,7 @@ class Slot:
         self.streams = Streams(
             self._stream, settings.queue_size, spec.batch.max_streams * spec.replicas, self.batcher.poison
         )
+        self._terms = terms
         self._make_room = make_room
         self._publish = publish
         self._log = log
@@ -162,8 +164,14 @@ class Slot:
         """What it may need on the GPU: nothing if it will not use one, else what it took last time or the estimate."""
         if self.asked_device == "cpu":
             return 0
-        estimate_bytes = 0 if self.spec.profile == "base" else self._estimate_bytes * len(self._replicas)
+        estimate_bytes = self._estimate_bytes * len(self._replicas) if self._may_use_gpu() else 0
         return self._last_vram_bytes or estimate_bytes
+
+    def _may_use_gpu(self) -> bool:
+        """In our own environment CTranslate2 alone can; ONNX models get that of CUDA where it is installed."""
+        if self.spec.profile != OWN or self.spec.runtime == "ctranslate2":
+            return True
+        return self._terms.interpreter(self.spec, self.asked_device) is not None
 
     def measure_vram(self, by_process: Mapping[int, int]) -> None:
         """Take its share of what NVML says of every process."""
@@ -279,6 +287,8 @@ class Slot:
             self._admitted = False
             self.measured_bytes = self.vram_bytes = 0
             self.keep_alive_s = self._default_keep_alive_s
+            if reason == "asked":  # as for the breaker: there may be more memory by now, or another model in the file
+                self.out_of_memory = False
             self.unloads[reason] = self.unloads.get(reason, 0) + 1
         finally:
             self._gone.set()

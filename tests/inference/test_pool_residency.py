@@ -401,6 +401,18 @@ def test_replicas_share_the_requests(within: Callable[..., None], tmp_path: Path
     within(test, {"a": {"more": "replicas = 2", "timeout_s": 30.0, "max_items": 1}})
 
 
+def test_what_another_environment_takes_to_the_gpu_needs_memory_there(within: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        spec = world.catalogue.get("a").model_copy(update={"memory_mb": 100})
+        settings = Settings.load(device="auto")
+        for python, need in ((None, 0), (Path("python"), 100 * MIB)):
+            pool = Pool(world.catalogue, settings, lambda *_: None, lambda line: None, lambda *_: python)
+            assert pool.slot(spec).vram_need_bytes() == need
+            await pool.close()
+
+    within(test, {"a": {}})
+
+
 def test_after_running_out_of_memory_the_smaller_variant_answers(within: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         assert await world.infer() == "large"
@@ -408,6 +420,9 @@ def test_after_running_out_of_memory_the_smaller_variant_answers(within: Callabl
             await world.infer(text="!eat:3000")
         await world.until(lambda: world.pool.resolve("emotion").id == "small")
         assert await world.infer() == "small"
+        await world.pool.unload("large")  # whoever does so wants another try
+        await world.infer("large")
+        await world.until(lambda: world.pool.resolve("emotion").id == "large")
 
     within(
         test,
