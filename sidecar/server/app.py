@@ -207,6 +207,9 @@ def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         ws="websockets-sansio",
         # Of one message; a minute of sound is 2 MB.
         ws_max_size=_MAX_MESSAGE_BYTES,
+        # Here the system tells when a client is gone. A pong would wait behind the sound of one that is ahead of the
+        # recogniser, which nobody reads for the moment: it would be cut off for being quick.
+        ws_ping_interval=None,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -1,6 +1,8 @@
 """`WS /ws/asr` through the whole product, with real speech, and the ways to prove oneself on a WebSocket."""
 
+import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -11,6 +13,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from sidecar.server import app
+from sidecar.settings import Settings
 from tests.product import Product, cpu_s, idle, until
 from tests.prompts import hearing_s, load, plain, prompts
 from tests.sound import RATE, pcm16
@@ -228,6 +232,40 @@ def test_a_long_message_is_heard_piece_by_piece(product: Product, speech: Any) -
     finals = [message["text"] for message in told if message["type"] == "final"]
     assert len(finals) == 2 and "password followed by the pound key" in plain(finals[0])
     assert told[-1]["duration_s"] == pytest.approx(len(speech) / RATE, abs=0.001)
+
+
+def test_no_pong_is_waited_for() -> None:
+    """uvicorn's own patience, shortened, with an application that does not read for longer than that."""
+    ended: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        await asyncio.sleep(1.5)  # behind, and so not reading
+        message = await receive()
+        while message["type"] == "websocket.receive" and message.get("text") != "last":
+            message = await receive()
+        ended.append(message.get("text") or f"{message['type']} {message.get('code')}")
+
+    config = app._uvicorn_config(application, Settings.load())
+    config.ws_ping_timeout = 0.2
+    if config.ws_ping_interval is not None:
+        config.ws_ping_interval = 0.2
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = app._Server(config)
+        serving = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        serving.start()
+        try:
+            with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/") as client:
+                for _ in range(20):
+                    client.send(bytes(PIECE))
+                client.send("last")
+                until(lambda: ended, "all of it is read")
+        finally:
+            server.should_exit = True
+            serving.join(20)
+    assert ended == ["last"]
 
 
 def test_many_listen_side_by_side(product: Product, speech: Any) -> None:
